@@ -1,0 +1,109 @@
+"""A claim as data: what the paper says, about which points, and how much agreement counts as which verdict."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+class Kind(StrEnum):
+    """What a claim computes from the values of two series at the points it ranges over.
+
+    RATIO_UP_TO     max(baseline / own): "up to N times better"
+    REDUCTION_MEAN  mean(1 - own / baseline) over points whose baseline is not 0: "N % lower on average"
+    ABSOLUTE_MEAN   mean(baseline - own): "N seconds lower on average"
+    BOUND           max(own / baseline) - 1: "at most N % more"
+    FLAT            max(own) / min(own) - 1, the largest over rows: "nearly constant", varying by at most N %
+    """
+
+    RATIO_UP_TO = "ratio_up_to"
+    REDUCTION_MEAN = "reduction_mean"
+    ABSOLUTE_MEAN = "absolute_mean"
+    BOUND = "bound"
+    FLAT = "flat"
+
+
+class Verdict(StrEnum):
+    """How well a claim held; docs/metrics.md has the rule in words."""
+
+    REPRODUCED = "reproduced"
+    PARTLY = "partly"
+    NOT = "not"
+    NOT_RUN = "not run"
+
+
+GAIN = (0.8, 1.25)
+"""Reproduced ratios: ln(measured) / ln(paper) lies in this range."""
+REDUCTION = 0.10
+"""Reproduced reductions: within this many (100 percentage) points of the paper's."""
+ABSOLUTE = 1.25
+"""Reproduced differences: within this factor of the paper's."""
+SLACK = 0.05
+"""Partly reproduced bounds: above the paper's bound by at most this much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One sentence. `baseline` is unused by FLAT; `readings` are other published numbers for the same sentence."""
+
+    id: str
+    text: str
+    kind: Kind
+    metric: str
+    own: str
+    rows: tuple[str, ...]
+    expected: float
+    baseline: str = ""
+    readings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The series that must have run, the baseline first."""
+        return (self.own,) if self.kind is Kind.FLAT else (self.baseline, self.own)
+
+    def verdict(self, measured: float, low: float, high: float, complete: bool) -> Verdict:
+        """Judge a measured value with its interval (NaN: none); points that did not run cap the verdict at PARTLY."""
+        if self.kind in (Kind.BOUND, Kind.FLAT):
+            near, right_way = measured <= self.expected, measured <= self.expected + SLACK
+        else:
+            nothing = 1.0 if self.kind is Kind.RATIO_UP_TO else 0.0
+            right_way = measured > nothing
+            near = right_way and self._near(measured) and not low <= nothing <= high
+        if not right_way:
+            return Verdict.NOT
+        return Verdict.REPRODUCED if near and complete else Verdict.PARTLY
+
+    def _near(self, measured: float) -> bool:
+        if self.kind is Kind.RATIO_UP_TO:
+            return GAIN[0] <= math.log(measured) / math.log(self.expected) <= GAIN[1]
+        if self.kind is Kind.REDUCTION_MEAN:
+            return abs(measured - self.expected) <= REDUCTION
+        return 1 / ABSOLUTE <= measured / self.expected <= ABSOLUTE
+
+    def show(self, value: float) -> str:
+        """A value of this claim as the paper would print it."""
+        if math.isnan(value):
+            return "-"
+        if self.kind is Kind.RATIO_UP_TO:
+            return f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+        if self.kind is Kind.ABSOLUTE_MEAN:
+            return f"{value:.2f} s"
+        return f"{100 * value:.1f} %"
+
+
+def claims_of(figure: str) -> list[Claim]:
+    """The claims about a figure, in the paper's order; [] for a figure without a file of claims."""
+    path = FOLDER / f"{figure}.toml"
+    if not path.exists():
+        return []
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    rows = {name: tuple(members) for name, members in content["rows"].items()}
+    return [
+        Claim(**{**entry, "kind": Kind(entry["kind"]), "rows": rows[entry["rows"]]})  # type: ignore[arg-type]
+        for entry in content["claim"]
+    ]

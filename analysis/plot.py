@@ -1,0 +1,124 @@
+"""`python -m analysis.plot fig=11`: from finished runs to a figure, its numbers, and the claims checked against them.
+
+Writes figNN.png, .pdf, .csv, .claim and .claim.json to outputs/<experiment>/figures/, each whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import figures, load, select, style, words
+from analysis.claims.claim import claims_of
+from analysis.claims.evaluate import evaluate
+from analysis.claims.report import to_json, to_text
+from analysis.points import aggregate, missing, paper_points, to_csv
+
+KEYS = ["fig", "outputs", "num_requests", "seed", "repeat", "engine"]
+EXAMPLES = """examples:
+  python -m analysis.plot fig=11                       the runs of outputs/fig11/runs -> outputs/fig11/figures/
+  python -m analysis.plot fig=all                      every figure that has runs
+  python -m analysis.plot fig=11 num_requests=200      only runs of 200 requests
+  python -m analysis.plot fig=11 outputs=/data/out     runs and figures elsewhere
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what is asked for; exit 2 with one sentence where nothing can be drawn."""
+    asked = words.parse(argv, KEYS, (__doc__ or "").splitlines()[0], EXAMPLES)
+    known = sorted(path.stem.removeprefix("fig") for path in Path(figures.__path__[0]).glob("fig*.py"))
+    which = asked.pop("fig", "")
+    if which not in (*known, "all"):
+        words.stop(f"fig={which or '?'} is not a figure; choose fig={', fig='.join(known)} or fig=all.")
+    outputs = Path(asked.pop("outputs", str(load.OUTPUTS)))
+    problems = [
+        problem
+        for number in (known if which == "all" else [which])
+        if (problem := _draw(import_module(f"analysis.figures.fig{number}"), f"fig{number}", outputs, asked))
+    ]
+    if which != "all" or len(problems) == len(known):
+        if problems:
+            words.stop(problems[0])
+    else:
+        for problem in problems:
+            words.console().print(problem)
+
+
+def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) -> str:
+    """Make all files of one figure and say what was made; the returned sentence says why not, or is empty."""
+    console = words.console()
+    found = load.runs(outputs, module.EXPERIMENT)
+    runs = load.matching(found[found["state"] == load.State.DONE], wanted)
+    if runs.empty:
+        filters = "".join(f" {key}={value}" for key, value in wanted.items())
+        return (
+            f"No finished runs of {module.EXPERIMENT}{filters} in {outputs / module.EXPERIMENT / 'runs'}; "
+            f"make them with: python -m runners.serve experiment={module.EXPERIMENT}{filters}"
+        )
+    runs, notes = select.of_one_setting(runs)
+    paper = paper_points(name)
+    samples = module.samples(runs)
+    points = aggregate(samples)
+    notes += _not_drawn(found, points, paper, module.EXPERIMENT)
+    synthetic = {*runs.loc[runs["workload.synthetic"].astype(bool), "config.trace.label"]}
+    if synthetic:
+        notes.append(f"Synthetic lengths (the real data set is not public or not given): {', '.join(sorted(synthetic))}.")
+    results = [evaluate(claim, samples, paper) for claim in claims_of(name)]
+    with mpl.rc_context(style.SETTINGS):
+        figure = module.draw(points, paper, synthetic)
+        files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
+    title = f"Claims about {name}, from {len(runs)} runs"
+    files |= {
+        ".csv": to_csv(points).encode(),
+        ".claim": to_text(title, notes, results).encode(),
+        ".claim.json": to_json(name, results).encode(),
+    }
+    folder = outputs / module.EXPERIMENT / "figures"
+    _write(folder, name, files)
+    for note in notes:
+        console.print(note)
+    console.print(f"{folder / name}{{{','.join(files)}}}")
+    return ""
+
+
+def _not_drawn(found: pd.DataFrame, points: pd.DataFrame, paper: pd.DataFrame, experiment: str) -> list[str]:
+    notes = []
+    for (row, series), xs in missing(points, paper).items():
+        at = ", ".join(f"{x:g}" for x in xs)
+        ran = ((points["row"] == row) & (points["series"] == series)).any()
+        notes.append(f"Missing: {series} on {row}{f' at {at}' if ran else ''}.")
+    for state in (load.State.FAILED, load.State.UNFINISHED):
+        if count := int((found["state"] == state).sum()):
+            notes.append(f"{count} runs {state}: python -m analysis.runs experiment={experiment} state={state}")
+    return notes
+
+
+def _render(figure: Figure, kind: str) -> bytes:
+    """The file's bytes, without dates or versions, so that the same points give the same file."""
+    empty = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=style.DPI, metadata=empty[kind])
+    return buffer.getvalue()
+
+
+def _write(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, content in files.items():
+            temporary = folder / f".{name}{suffix}.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(folder / f"{name}{suffix}")
+    except OSError as error:
+        words.stop(f"Cannot write to {folder}: {error.strerror}; choose another place with outputs=DIR.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""The simulated cluster: an event heap in virtual time around the real scheduler, policies and migration protocol.
+
+Events at one instant run in the order arrivals, messages between instances, migration rounds, samples, ends of steps.
+Instances influence each other only through messages that take time, so that no result depends on which of two
+simultaneous step ends comes first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llumnix.cluster.moves import Move
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.engines.sim.cost import PS_PER_S, CostModel
+from llumnix.engines.sim.instance import SimInstance
+from llumnix.engines.sim.request import SimRequest
+from llumnix.engines.sim.spec import SimEngine
+from llumnix.errors import ConfigError
+from llumnix.load import InstanceLoad, migration_freeness
+from llumnix.migration import AbortReason
+from llumnix.policies.migration import Pair
+from llumnix.policies.spec import LoadReports, Scheduler
+from llumnix.request import Priority, Workload
+from llumnix.scheduler import GlobalScheduler
+
+Columns = dict[str, Any]
+_NEVER = 1 << 62
+_MESSAGE, _STEP_END = 0, 1
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What happened: columns of llumnix.record's tables, and counts of the simulator's own work."""
+
+    requests: Columns
+    events: Columns
+    instances: Columns
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def simulate(
+    workload: Workload,
+    cluster: ClusterSpec,
+    engine: SimEngine,
+    cost: CostModel,
+    scheduler: Scheduler,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunResult:
+    """Serve `workload` in virtual time until every request has ended.
+
+    `progress(done, total)` is called about every hundredth of the requests.
+    """
+    return VirtualCluster(workload, cluster, engine, cost, scheduler).run(progress)
+
+
+class VirtualCluster:
+    """Instances, clock and event heap of one simulated run. It is the scheduler's ReportSource; its clock is in ps."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        cluster: ClusterSpec,
+        engine: SimEngine,
+        cost: CostModel,
+        scheduler: Scheduler,
+        instance_type: type[SimInstance] = SimInstance,
+    ) -> None:
+        blocks = cluster.kv_blocks if cluster.kv_blocks is not None else cost.spec.kv_blocks
+        if blocks < 1:
+            raise ConfigError("The number of KV blocks is not known for this model and GPU; set cluster.kv_blocks=N.")
+        self._cost = cost
+        self._spec = scheduler
+        self._block_size_tokens = cluster.block_size_tokens
+        self._heap: list[tuple[int, int, int, Any]] = []
+        self._sequence = 0
+        self._now_ps = 0
+        self._unfinished = len(workload)
+        self._step_ends = 0
+        self._event_rows: list[tuple[int, str, int | None, int | None, str | None]] = []
+        self._sample_rows: list[tuple[int, InstanceLoad]] = []
+        self._sample_period_ps = round(engine.sample_period_s * PS_PER_S)
+        self._moves: dict[SimRequest, Move] = {}
+        self.requests = _requests(workload)
+        ids = range(cluster.instances)
+        self.scheduler = GlobalScheduler(scheduler, ids, self)
+        self.instances = [
+            instance_type(
+                instance_id,
+                cluster,
+                blocks,
+                cost,
+                scheduler.queue_order,
+                arm=self._arm,
+                touch=self.scheduler.touch,
+                on_preempted=self._on_preempted,
+                on_frozen=self._on_frozen,
+                on_finished=self._on_finished,
+            )
+            for instance_id in ids
+        ]
+
+    # --- ReportSource
+
+    def latest(self, instance_id: int) -> tuple[InstanceLoad, bool]:
+        """Return the instance's report at the present time, as stale as the scheduler spec says."""
+        instance = self.instances[instance_id]
+        if self._spec.load_reports is LoadReports.immediate:
+            return instance.present_load(self._now_ps), True
+        return instance.completed_step_load(self._now_ps)
+
+    def earliest_loss(self, instance_id: int, blocks: float) -> float:
+        """See ReportSource; in ps."""
+        return self.instances[instance_id].earliest_loss_ps(self._now_ps, blocks)
+
+    # --- the loop
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> RunResult:
+        """Play all events; every request is finished or rejected afterwards."""
+        heap, arrivals, total = self._heap, self.requests, len(self.requests)
+        next_arrival = 0
+        arrival_ps = arrivals[0].arrival_ps if arrivals else _NEVER
+        policy = self._spec.migration
+        period_ps = round(policy.period_s * PS_PER_S)
+        round_ps = period_ps if policy.enabled else _NEVER
+        sample_ps = 0
+        tick = max(1, total // 100)
+        while self._unfinished:
+            heap_ps = heap[0][0] if heap else _NEVER
+            now_ps = min(arrival_ps, heap_ps, round_ps, sample_ps)
+            self._now_ps = now_ps
+            if arrival_ps == now_ps:
+                self._arrive(arrivals[next_arrival])
+                next_arrival += 1
+                arrival_ps = arrivals[next_arrival].arrival_ps if next_arrival < total else _NEVER
+                if progress is not None and next_arrival % tick == 0:
+                    progress(next_arrival, total)
+            elif heap_ps == now_ps and heap[0][1] == _MESSAGE:
+                heapq.heappop(heap)[3]()
+            elif round_ps == now_ps:
+                round_ps += period_ps
+                for pair in self.scheduler.migration_round(now_ps):
+                    self._start_move(pair)
+            elif sample_ps == now_ps:
+                sample_ps += self._sample_period_ps
+                self._sample_rows.extend((now_ps, instance.present_load(now_ps)) for instance in self.instances)
+            else:
+                _, _, instance_id, version = heapq.heappop(heap)
+                instance = self.instances[instance_id]
+                if instance.version == version:
+                    self._step_ends += 1
+                    instance.boundary(now_ps)
+            if now_ps == _NEVER:
+                raise RuntimeError(f"{self._unfinished} requests are left and nothing will ever happen to them")
+        return self._result()
+
+    def send(self, action: Callable[[], None], delay_ps: int) -> None:
+        """Run `action` after `delay_ps` > 0: a message, or a copy that takes this long."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (self._now_ps + delay_ps, _MESSAGE, self._sequence, action))
+
+    def _arm(self, instance_id: int, end_ps: int, version: int) -> None:
+        heapq.heappush(self._heap, (end_ps, _STEP_END, instance_id, version))
+
+    # --- requests
+
+    def _arrive(self, request: SimRequest) -> None:
+        if not self.instances[0].fits(request.prompt_tokens, request.output_tokens):
+            request.status = "rejected"
+            request.error = "needs more KV blocks or batched tokens than an instance has"
+            self._unfinished -= 1
+            self.note("reject", None, request)
+            return
+        instance_id = self.scheduler.dispatch(request.priority)
+        self.note("dispatch", instance_id, request)
+        self.instances[instance_id].enqueue(request, self._now_ps)
+
+    def _on_finished(self, request: SimRequest) -> None:
+        self._unfinished -= 1
+        if request.moving:
+            self._moves[request].request_gone(AbortReason.finished)
+
+    def _on_preempted(self, request: SimRequest) -> None:
+        self.note("preempt", request.instance_last, request)
+        if request.moving:
+            self._moves[request].request_gone(AbortReason.preempted)
+
+    # --- migration
+
+    def _start_move(self, pair: Pair) -> None:
+        source, destination = self.instances[pair.source], self.instances[pair.destination]
+        move = Move.begin(self, source, destination, self._spec.migration, self._block_size_tokens)
+        if move is None:
+            return
+        self.scheduler.migration_started(pair)
+        self._moves[move.request] = move
+        move.start()
+
+    def move_ended(self, move: Move) -> None:
+        """Free both sides and let a persistent pair go on."""
+        del self._moves[move.request]
+        again = self.scheduler.migration_ended(Pair(move.source.instance_id, move.destination.instance_id))
+        if again is not None:
+            self.send(partial(self._start_again, again), self._cost.control_ps)
+
+    def _start_again(self, pair: Pair) -> None:
+        if self.scheduler.may_start(pair):
+            self._start_move(pair)
+
+    def _on_frozen(self, request: SimRequest, now_ps: int) -> None:
+        self._moves[request].request_frozen(now_ps)
+
+    # --- records
+
+    @property
+    def now_ps(self) -> int:
+        """The present time in ps."""
+        return self._now_ps
+
+    @property
+    def cost(self) -> CostModel:
+        """Costs of steps, copies and messages."""
+        return self._cost
+
+    def note(self, kind: str, instance_id: int | None, request: SimRequest | None, detail: str | None = None) -> None:
+        """Add a row to the events."""
+        request_id = None if request is None else request.arrival_order
+        self._event_rows.append((self._now_ps, kind, instance_id, request_id, detail))
+
+    def _result(self) -> RunResult:
+        time_ps, kind, instance_id, request_id, detail = _transpose(self._event_rows, 5)
+        loads = [load for _, load in self._sample_rows]
+        rule = self._spec.freeness
+        return RunResult(
+            requests=_request_columns(self.requests),
+            events={
+                "time_s": _seconds(time_ps),
+                "kind": kind,
+                "instance_id": instance_id,
+                "request_id": request_id,
+                "detail": detail,
+            },
+            instances={
+                "time_s": _seconds([ps for ps, _ in self._sample_rows]),
+                "instance_id": [load.instance_id for load in loads],
+                "running": [load.running for load in loads],
+                "waiting": [load.waiting for load in loads],
+                "free_blocks": [load.free_blocks for load in loads],
+                "total_blocks": [load.total_blocks for load in loads],
+                "freeness": [migration_freeness(load, rule) for load in loads],
+                "draining": [load.draining for load in loads],
+            },
+            counters={"segments": self._step_ends},
+        )
+
+
+def _requests(workload: Workload) -> list[SimRequest]:
+    arrival_ps = np.rint(workload.arrival_s * PS_PER_S).astype(np.int64).tolist()
+    classes = {int(p): p for p in Priority}
+    columns = zip(
+        arrival_ps,
+        workload.prompt_tokens.tolist(),
+        workload.output_tokens.tolist(),
+        workload.priority.tolist(),
+        strict=True,
+    )
+    return [SimRequest(i, ps, p, max(o, 1), classes[c]) for i, (ps, p, o, c) in enumerate(columns)]
+
+
+def _transpose(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _seconds(times_ps: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return picoseconds as seconds, NaN for None; to the nanosecond, well below any modelled effect."""
+    return np.array([np.nan if ps is None else ps / PS_PER_S for ps in times_ps], dtype=np.float64)
+
+
+def _request_columns(requests: list[SimRequest]) -> Columns:
+    arrival_s = _seconds([r.arrival_ps for r in requests])
+    return {
+        "request_id": [r.arrival_order for r in requests],
+        "arrival_s": arrival_s,
+        "sent_s": arrival_s,
+        "dispatch_s": np.where([r.instance_first is None for r in requests], np.nan, arrival_s),
+        "first_token_s": _seconds([r.first_token_ps for r in requests]),
+        "end_s": _seconds([r.end_ps for r in requests]),
+        "prompt_tokens": [r.prompt_tokens for r in requests],
+        "output_tokens": [r.output_tokens for r in requests],
+        "priority": [int(r.priority) for r in requests],
+        "instance_first": [r.instance_first for r in requests],
+        "instance_last": [r.instance_last for r in requests],
+        "preemptions": [r.preemptions for r in requests],
+        "preemption_loss_s": _seconds([r.preemption_loss_ps for r in requests]),
+        "migrations": [r.migrations for r in requests],
+        "migration_downtime_s": _seconds([r.downtime_ps for r in requests]),
+        "max_token_gap_s": _seconds([r.max_gap_ps for r in requests]),
+        "exec_s": _seconds([r.exec_ps for r in requests]),
+        "status": [r.status for r in requests],
+        "error": [r.error for r in requests],
+    }

@@ -1,0 +1,45 @@
+"""What is served and on what: the model and the GPU, with the measured step costs of each pair.
+
+These classes are the schema of conf/model and conf/gpu.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from llumnix.engines.sim.cost import StepCost
+from llumnix.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class Model:
+    """A language model, as far as a scheduler has to know it."""
+
+    name: str = ""
+    label: str = ""
+    kv_bytes_per_token: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kv_bytes_per_token <= 0:
+            raise ConfigError(f"model.kv_bytes_per_token must be positive, got {self.kv_bytes_per_token}.")
+
+
+@dataclass(kw_only=True, slots=True)
+class Gpu:
+    """An accelerator type with the step costs that were measured on it, one entry per model name."""
+
+    name: str = ""
+    label: str = ""
+    costs: dict[str, StepCost] = field(default_factory=dict)
+
+    def cost_of(self, model: Model) -> StepCost:
+        """Return the costs of `model` on this GPU; ConfigError names the models that have been measured."""
+        if model.name not in self.costs:
+            known = ", ".join(sorted(self.costs)) or "none"
+            raise ConfigError(
+                f"gpu={self.name} has no measured costs for model={model.name}; choose a model among: {known}."
+            )
+        cost = self.costs[model.name]
+        if isinstance(cost, StepCost):
+            return cost
+        raise ConfigError(f"gpu.costs.{model.name} must give {', '.join(f.name for f in fields(StepCost))}.")

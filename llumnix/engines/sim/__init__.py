@@ -1,0 +1,1 @@
+"""A simulated vLLM instance: continuous batching on a cost model, in virtual time."""

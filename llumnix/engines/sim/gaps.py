@@ -1,0 +1,42 @@
+"""The longest time between two tokens, for any request of a batch, without looking at every request in every step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+
+class GapHistory:
+    """Gaps between the decode steps of one instance, kept as the record holders from the end.
+
+    An entry stays only while no later gap is at least as long, so gaps fall from left to right and the first entry
+    after a step is the longest gap since that step. Amortised O(1) to add, O(log n) to ask.
+    """
+
+    __slots__ = ("_gaps_ps", "_steps", "last_token_ps")
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._gaps_ps: list[int] = []
+        self.last_token_ps = 0
+
+    def add(self, step: int, end_ps: int) -> None:
+        """Note that decode step number `step` ended at `end_ps`: a gap since the previous decode step."""
+        self._push(step, end_ps - self.last_token_ps)
+        self.last_token_ps = end_ps
+
+    def add_run(self, step: int, end_ps: int, gap_ps: int) -> None:
+        """Note a run of steps up to number `step` at `end_ps`, of which the last and longest took `gap_ps`."""
+        self._push(step, gap_ps)
+        self.last_token_ps = end_ps
+
+    def longest_after(self, step: int) -> int:
+        """Return the longest gap of the steps after number `step`, in ps; 0 if there is none."""
+        place = bisect_right(self._steps, step)
+        return self._gaps_ps[place] if place < len(self._gaps_ps) else 0
+
+    def _push(self, step: int, gap_ps: int) -> None:
+        while self._gaps_ps and self._gaps_ps[-1] <= gap_ps:
+            self._gaps_ps.pop()
+            self._steps.pop()
+        self._steps.append(step)
+        self._gaps_ps.append(gap_ps)

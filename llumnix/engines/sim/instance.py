@@ -1,0 +1,531 @@
+"""One simulated vLLM 0.1.x instance that skips from event to event.
+
+Between two events its batch does not change, so the next k decode steps have a closed-form duration and a closed-form
+block demand; they form one *segment*. Whatever could change the batch (an arrival, a reservation, a migration) cuts the
+segment at the next step boundary. tests/ holds a reference that walks step by step and must agree to the picosecond.
+
+The step counter makes requests static while they decode: KV tokens = kv_base + counter. A request needs a new block in
+the step after counter value s if kv_base + s is a multiple of the block size, so a histogram of kv_base residues gives
+the blocks that any number of steps will take.
+
+Rules of vLLM 0.1.x: prompts before decodes and never in one step with them; admission in queue order while memory above
+the watermark, the token budget and the sequence limit allow; a decode step needs one free block at each request's
+turn, in order of arrival, and preempts the youngest by recomputation where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
+
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.engines.sim.cost import CostModel
+from llumnix.engines.sim.gaps import GapHistory
+from llumnix.engines.sim.request import SimRequest
+from llumnix.load import InstanceLoad
+from llumnix.policies.spec import QueueOrder
+from llumnix.request import Priority
+
+_ARRIVAL_ORDER = attrgetter("arrival_order")
+
+
+class SimInstance:
+    """Continuous batching of one engine in virtual time.
+
+    `arm(instance_id, end_ps, version)` asks for a call of `boundary` at end_ps; a later arm makes earlier ones void.
+    `touch(instance_id)` tells that the load may have improved.
+    """
+
+    def __init__(
+        self,
+        instance_id: int,
+        spec: ClusterSpec,
+        total_blocks: int,
+        cost: CostModel,
+        queue_order: QueueOrder,
+        *,
+        arm: Callable[[int, int, int], None],
+        touch: Callable[[int], None],
+        on_preempted: Callable[[SimRequest], None],
+        on_frozen: Callable[[SimRequest, int], None],
+        on_finished: Callable[[SimRequest], None],
+    ) -> None:
+        self.instance_id = instance_id
+        self.total_blocks = total_blocks
+        self.watermark_blocks = int(spec.watermark_fraction * total_blocks)
+        self.version = 0
+        self.free_blocks = total_blocks  # as of the start of the current segment
+        self.running: list[SimRequest] = []  # decoding, by arrival
+        self.waiting: deque[SimRequest] = deque()
+        self.waiting_tokens = 0
+        self.preempted_waiting = 0
+        self.high_priority = 0  # waiting, running or in prefill
+        self.migrating = False
+        self.inbound = 0  # reservations that will need a place in the batch
+
+        self._block_size = spec.block_size_tokens
+        self._max_num_seqs = spec.max_num_seqs
+        self._max_num_batched_tokens = spec.max_num_batched_tokens
+        self._cost = cost
+        self._queue_order = queue_order
+        self._arm, self._touch, self._on_preempted = arm, touch, on_preempted
+        self._on_frozen, self._on_finished = on_frozen, on_finished
+
+        self._counter = 0  # decode steps completed
+        self._kv_base_sum = 0
+        self._residues = [0] * self._block_size  # residue h: requests that need a block when counter % block == h
+        self._finishes: list[tuple[int, int]] = []  # (counter value at which it ends, arrival order), sorted
+        self._prefilling: list[SimRequest] = []
+        self._joining: list[SimRequest] = []  # enter the batch at the next boundary: migrated in, or given back
+        self._freezing: SimRequest | None = None
+        self._pending_blocks = 0  # freed (+) or reserved (-) during the segment; takes effect at its end
+        self._decode_ps = 0  # time spent in decode steps, without the gaps between them
+        self._gaps = GapHistory()
+        self._fresh: list[SimRequest] = []  # joined since the last decode step: their next gap starts elsewhere
+
+        self._decoding = False  # what the current segment is; neither: idle
+        self._start_ps = 0
+        self._end_ps = 0
+        self._steps = 0
+        self._first_step_ps = 0
+        self._step_growth_ps = 0
+        # state in which the current segment's steps begin, and the report of the last completed step
+        self._batch = 0
+        self._queue: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+        self._segment_free = total_blocks
+        self._report = InstanceLoad(
+            instance_id, 0, 0, 0, 0, total_blocks, total_blocks, self.watermark_blocks, self._block_size, 0, 0
+        )
+
+    # --- requests
+
+    @property
+    def busy(self) -> bool:
+        """True while a step is running."""
+        return self._decoding or bool(self._prefilling)
+
+    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Tell whether a request can ever finish here, alone if need be."""
+        most_tokens = prompt_tokens + max(output_tokens, 1) - 1
+        blocks = -(-most_tokens // self._block_size)
+        return prompt_tokens <= self._max_num_batched_tokens and blocks + self.watermark_blocks < self.total_blocks
+
+    def enqueue(self, request: SimRequest, now_ps: int) -> None:
+        """Accept a new request."""
+        if request.instance_first is None:
+            request.instance_first = self.instance_id
+        request.instance_last = self.instance_id
+        waiting = self.waiting
+        if request.priority is Priority.HIGH:
+            self.high_priority += 1
+            if self._queue_order is QueueOrder.front:
+                place = sum(r.priority is Priority.HIGH for r in waiting)
+                waiting.insert(place, request)
+            elif self._queue_order is QueueOrder.second_to_last and waiting:
+                waiting.insert(len(waiting) - 1, request)
+            else:
+                waiting.append(request)
+        else:
+            waiting.append(request)
+        self.waiting_tokens += request.tokens
+        self._wake(now_ps)
+
+    # --- reports
+
+    def completed_step_load(self, now_ps: int) -> tuple[InstanceLoad, bool]:
+        """Return the state in which the last step that was completed before `now_ps` began, and if it is settled."""
+        if not self._decoding:
+            return self._report, True
+        steps = self._completed_before(now_ps)
+        if steps == 0:
+            return self._report, False
+        return self._load(self._batch, self._segment_free - self._block_demand(steps), self._queue), True
+
+    def present_load(self, now_ps: int) -> InstanceLoad:
+        """Return the state at `now_ps`, the step under way included."""
+        free = self._present_free(now_ps)
+        batch = len(self.running) + len(self._prefilling) + len(self._joining)
+        return self._load(batch, free, self._queue_now())
+
+    def earliest_loss_ps(self, now_ps: int, blocks: float) -> float:
+        """Return a time before which the reports cannot show `blocks` fewer free blocks, unless touched."""
+        if not self._decoding or self._batch == 0:
+            return math.inf
+        steps = int(self._block_size * blocks / self._batch) - self._block_size
+        if steps <= 0:
+            return now_ps
+        return self._start_ps + self._elapsed_ps(self._completed_before(now_ps) + steps)
+
+    # --- migration: called between steps or during one; takes effect at the next boundary
+
+    def reserve(self, blocks: int, now_ps: int, *, seat: bool) -> bool:
+        """Set blocks aside for a request that migrates in; `seat` on the first stage: it will need a place."""
+        room = self._present_free(now_ps) - blocks >= self.watermark_blocks
+        if seat and len(self.running) + len(self._prefilling) + len(self._joining) + self.inbound >= self._max_num_seqs:
+            room = False
+        if not room:
+            return False
+        self.inbound += seat
+        self._change_free(-blocks, now_ps)
+        return True
+
+    def cancel(self, blocks: int, now_ps: int) -> None:
+        """Give up a reservation of `blocks` blocks and its place."""
+        self.inbound -= 1
+        self._change_free(blocks, now_ps)
+
+    def release(self, blocks: int, now_ps: int) -> None:
+        """Free the blocks of a request that has moved away."""
+        self._change_free(blocks, now_ps)
+
+    def set_migrating(self, migrating: bool, now_ps: int) -> None:
+        """Begin or end the slow-down that a copy causes."""
+        self.migrating = migrating
+        self._wake(now_ps)
+
+    def movable(self) -> list[SimRequest]:
+        """Return the decoding requests that are not already on the move."""
+        return [r for r in self.running if not r.moving]
+
+    def blocks_of(self, request: SimRequest, now_ps: int) -> int:
+        """Return the blocks that a decoding request holds, the one of the step under way included."""
+        counter = self._counter + (self._completed_before(now_ps) + 1 if self._decoding else 0)
+        return -(-(request.kv_base + counter) // self._block_size)
+
+    def freeze(self, request: SimRequest, now_ps: int) -> None:
+        """Take the request out of the batch at the next boundary; `on_frozen` is called then if it is still there."""
+        self._freezing = request
+        self._wake(now_ps)
+
+    def join(self, request: SimRequest, now_ps: int, *, inbound: bool) -> None:
+        """Put a frozen request, its KV cache in place, into the batch: moved here (`inbound`), or given back."""
+        self.inbound -= inbound
+        request.instance_last = self.instance_id
+        self._joining.append(request)
+        if request.priority is Priority.HIGH:
+            self.high_priority += 1
+        self._wake(now_ps)
+
+    # --- steps
+
+    def boundary(self, now_ps: int) -> None:
+        """End the current segment and begin the next one."""
+        if self._decoding:
+            self._end_decode(now_ps)
+        else:
+            self._end_prefill(now_ps)
+        self._schedule(now_ps)
+
+    def _wake(self, now_ps: int) -> None:
+        """Let a change take effect: at once if idle, else at the next step boundary."""
+        if self._decoding:
+            if self._steps > 1:
+                steps = self._completed_before(now_ps) + 1
+                if steps < self._steps:
+                    self._steps = steps
+                    self._set_end(self._start_ps + self._elapsed_ps(steps))
+        elif not self._prefilling:
+            self._schedule(now_ps)
+
+    def _set_end(self, end_ps: int) -> None:
+        self._end_ps = end_ps
+        self.version += 1
+        self._arm(self.instance_id, end_ps, self.version)
+
+    def _end_decode(self, now_ps: int) -> None:
+        steps = self._steps
+        if steps:
+            demand = self._block_demand(steps)
+            self.free_blocks -= demand
+            self._report = self._load(self._batch, self._segment_free - demand, self._queue)
+            counter = self._counter
+            self._decode_ps += now_ps - self._start_ps - steps * self._cost.gap_ps
+            last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
+            first_end_ps = self._start_ps + self._first_step_ps
+            self._gaps.add(counter + 1, first_end_ps)
+            if steps > 1:
+                self._gaps.add_run(counter + steps, now_ps, last_step_ps)
+            if self._fresh:
+                for request in self._fresh:
+                    gap_ps = first_end_ps - request.last_token_ps
+                    if gap_ps > request.max_gap_ps:
+                        request.max_gap_ps = gap_ps
+                self._fresh = []
+            self._counter = counter + steps
+        self._decoding = False
+        finishes, counter = self._finishes, self._counter
+        while finishes and finishes[0][0] == counter:
+            order = finishes[0][1]
+            request = self.running[bisect_left(self.running, order, key=_ARRIVAL_ORDER)]
+            self._leave_batch(request)
+            self.free_blocks += -(-(request.kv_base + counter) // self._block_size)
+            self._finish(request, now_ps)
+        self._settle_pending()
+
+    def _end_prefill(self, now_ps: int) -> None:
+        prefilled, self._prefilling = self._prefilling, []
+        step_ps = now_ps - self._start_ps - self._cost.gap_ps
+        self._report = self._load(self._batch, self._segment_free, self._queue)
+        for request in prefilled:
+            request.exec_ps += step_ps
+            request.generated += 1
+            if request.first_token_ps is None:
+                request.first_token_ps = now_ps
+            else:
+                request.max_gap_ps = max(request.max_gap_ps, now_ps - request.last_token_ps)
+            if request.preempted_ps is not None:
+                decode_ps = self._cost.decode_ps(8, request.tokens)
+                request.preemption_loss_ps += max(0, now_ps - request.preempted_ps - decode_ps)
+                request.preempted_ps = None
+            request.last_token_ps = now_ps
+            if request.generated >= request.output_tokens:
+                self.free_blocks += -(-request.tokens // self._block_size)
+                self._finish(request, now_ps)
+            else:
+                self._join_batch(request, request.tokens)
+        self._settle_pending()
+
+    def _settle_pending(self) -> None:
+        self.free_blocks += self._pending_blocks
+        self._pending_blocks = 0
+
+    def _schedule(self, now_ps: int) -> None:
+        """Begin the next step or segment at `now_ps`, or become idle."""
+        for request in self._joining:
+            self._join_batch(request, request.tokens)
+        self._joining.clear()
+        if self._freezing is not None:
+            self._freeze_now(now_ps)
+        self._start_ps = now_ps
+        if (
+            (self.waiting and self._admit(now_ps))
+            or (self.running and self._plan_decode(now_ps))
+            or (self.waiting and self._admit(now_ps))  # planning preempted the whole batch
+        ):
+            self._queue = self._queue_now()
+            self._segment_free = self.free_blocks
+            self._set_end(self._end_ps)
+        self._touch(self.instance_id)
+
+    def _admit(self, now_ps: int) -> bool:
+        """Start a prefill step with as much of the queue as fits."""
+        waiting, admitted = self.waiting, self._prefilling
+        tokens = squares = 0
+        seats = self._max_num_seqs - len(self.running) - self.inbound
+        while waiting and len(admitted) < seats:
+            request = waiting[0]
+            length = request.tokens
+            blocks = -(-length // self._block_size)
+            if self.free_blocks - blocks < self.watermark_blocks:
+                break
+            if admitted and tokens + length > self._max_num_batched_tokens:
+                break
+            waiting.popleft()
+            self.waiting_tokens -= length
+            self.free_blocks -= blocks
+            if request.preempted_ps is not None:
+                self.preempted_waiting -= 1
+            tokens += length
+            squares += length * length
+            admitted.append(request)
+        if not admitted:
+            return False
+        duration_ps = self._cost.prefill_ps(len(admitted), tokens, squares)
+        if self.migrating:
+            duration_ps += self._cost.migration_step_ps
+        self._batch = len(self.running) + len(admitted)
+        self._end_ps = now_ps + duration_ps
+        return True
+
+    def _plan_decode(self, now_ps: int) -> bool:
+        """Start as many decode steps as nothing can interrupt: up to the next completion or lack of blocks."""
+        batch = len(self.running)
+        steps = self._finishes[0][0] - self._counter
+        if batch * -(-steps // self._block_size) >= self.free_blocks:
+            steps = min(steps, self._steps_within(self.free_blocks - 1))
+            if steps == 0:
+                self._preempt_for_one_step(now_ps)
+                batch = len(self.running)
+                if batch == 0:
+                    return False
+                steps = 1
+        cost = self._cost
+        self._batch = batch
+        self._decoding = True
+        self._steps = steps
+        self._first_step_ps = cost.decode_ps(batch, self._kv_base_sum + batch * (self._counter + 1))
+        if self.migrating:
+            self._first_step_ps += cost.migration_step_ps
+        self._step_growth_ps = cost.token_ps * batch
+        self._end_ps = now_ps + self._elapsed_ps(steps)
+        return True
+
+    def _preempt_for_one_step(self, now_ps: int) -> None:
+        """Give each request its turn in order of arrival; where no block is free, preempt from the youngest on."""
+        free, counter, size = self.free_blocks, self._counter, self._block_size
+        turn = 0
+        while turn < len(self.running):
+            request = self.running[turn]
+            while free < 1 and len(self.running) > turn:
+                victim = self.running[-1]
+                free += -(-(victim.kv_base + counter) // size)
+                self._preempt(victim, now_ps)
+            if len(self.running) == turn:
+                break
+            free -= (request.kv_base + counter) % size == 0
+            turn += 1
+
+    def _preempt(self, request: SimRequest, now_ps: int) -> None:
+        self._leave_batch(request)
+        self.free_blocks += -(-(request.kv_base + self._counter) // self._block_size)
+        request.tokens = request.prompt_tokens + request.generated
+        request.preempted_ps = now_ps
+        request.preemptions += 1
+        self.preempted_waiting += 1
+        self.waiting.insert(self._front_of_class(request), request)
+        self.waiting_tokens += request.tokens
+        self._on_preempted(request)
+
+    def _front_of_class(self, request: SimRequest) -> int:
+        """Return the place of a preempted request in the queue: first, but behind the high-priority ones."""
+        if self._queue_order is not QueueOrder.front or request.priority is Priority.HIGH:
+            return 0
+        return sum(r.priority is Priority.HIGH for r in self.waiting) if self.high_priority else 0
+
+    def _finish(self, request: SimRequest, now_ps: int) -> None:
+        request.status = "finished"
+        request.end_ps = now_ps
+        if request.priority is Priority.HIGH:
+            self.high_priority -= 1
+        self._on_finished(request)
+
+    def _freeze_now(self, now_ps: int) -> None:
+        request, self._freezing = self._freezing, None
+        assert request is not None
+        place = bisect_left(self.running, request.arrival_order, key=_ARRIVAL_ORDER)
+        if place < len(self.running) and self.running[place] is request:
+            self._leave_batch(request)
+            request.tokens = request.kv_base + self._counter  # KV tokens it takes along
+            if request.priority is Priority.HIGH:
+                self.high_priority -= 1
+            self._on_frozen(request, now_ps)
+
+    # --- the batch
+
+    def _join_batch(self, request: SimRequest, kv_tokens: int) -> None:
+        counter = self._counter
+        request.kv_base = kv_tokens - counter
+        request.join_step = counter
+        request.finish_step = counter + request.output_tokens - request.generated
+        request.exec_mark_ps = self._decode_ps
+        self._kv_base_sum += request.kv_base
+        self._residues[-request.kv_base % self._block_size] += 1
+        insort(self._finishes, (request.finish_step, request.arrival_order))
+        if self.running and self.running[-1].arrival_order > request.arrival_order:
+            insort(self.running, request, key=_ARRIVAL_ORDER)
+        else:
+            self.running.append(request)
+        self._fresh.append(request)
+
+    def _leave_batch(self, request: SimRequest) -> None:
+        counter = self._counter
+        del self.running[bisect_left(self.running, request.arrival_order, key=_ARRIVAL_ORDER)]
+        del self._finishes[bisect_left(self._finishes, (request.finish_step, request.arrival_order))]
+        self._kv_base_sum -= request.kv_base
+        self._residues[-request.kv_base % self._block_size] -= 1
+        steps = counter - request.join_step
+        request.exec_ps += self._decode_ps - request.exec_mark_ps
+        request.generated += steps
+        if steps:
+            request.last_token_ps = self._gaps.last_token_ps
+            if steps > 1:
+                request.max_gap_ps = max(request.max_gap_ps, self._gaps.longest_after(request.join_step + 1))
+        else:
+            self._fresh.remove(request)
+
+    # --- closed forms of a segment
+
+    def _elapsed_ps(self, steps: int) -> int:
+        """Return the duration of the segment's first `steps` decode steps: an arithmetic series."""
+        return steps * self._first_step_ps + self._step_growth_ps * (steps * (steps - 1) // 2)
+
+    def _completed_before(self, now_ps: int) -> int:
+        """Return how many of the segment's decode steps end strictly before `now_ps`: the series, inverted."""
+        elapsed = now_ps - self._start_ps
+        if elapsed <= self._first_step_ps:
+            return 0
+        growth = self._step_growth_ps
+        linear = self._first_step_ps - growth / 2
+        steps = int(2 * elapsed / (linear + math.sqrt(linear * linear + 2 * growth * elapsed)))
+        while self._elapsed_ps(steps) >= elapsed:
+            steps -= 1
+        while self._elapsed_ps(steps + 1) < elapsed:
+            steps += 1
+        return min(steps, self._steps)
+
+    def _block_demand(self, steps: int) -> int:
+        """Return the blocks that the batch takes during the segment's first `steps` steps."""
+        size = self._block_size
+        rounds, rest = divmod(steps, size)
+        demand = rounds * len(self.running)
+        if rest:
+            first = self._counter % size
+            last = first + rest
+            if last <= size:
+                demand += sum(self._residues[first:last])
+            else:
+                demand += sum(self._residues[first:]) + sum(self._residues[: last - size])
+        return demand
+
+    def _steps_within(self, blocks: int) -> int:
+        """Return the most steps that take no more than `blocks` blocks."""
+        if blocks < 0:
+            return 0
+        size = self._block_size
+        rounds, left = divmod(blocks, len(self.running))
+        steps = rounds * size
+        first = self._counter
+        for step in range(size):
+            left -= self._residues[(first + step) % size]
+            if left < 0:
+                return steps + step
+        return steps + size
+
+    # --- loads
+
+    def _queue_now(self) -> tuple[int, int, int, int, int]:
+        waiting = self.waiting
+        head_tokens = waiting[0].tokens if waiting else 0
+        return len(waiting), self.waiting_tokens, head_tokens, self.preempted_waiting, self.high_priority
+
+    def _load(self, batch: int, free: int, queue: tuple[int, int, int, int, int]) -> InstanceLoad:
+        waiting, waiting_tokens, head_tokens, preempted, high_priority = queue
+        return InstanceLoad(
+            self.instance_id,
+            batch,
+            waiting,
+            preempted,
+            high_priority,
+            free,
+            self.total_blocks,
+            self.watermark_blocks,
+            self._block_size,
+            waiting_tokens,
+            head_tokens,
+        )
+
+    def _present_free(self, now_ps: int) -> int:
+        free = self.free_blocks + self._pending_blocks
+        if self._decoding:
+            free -= self._block_demand(min(self._completed_before(now_ps) + 1, self._steps))
+        return free
+
+    def _change_free(self, blocks: int, now_ps: int) -> None:
+        if self.busy:
+            self._pending_blocks += blocks
+        else:
+            self.free_blocks += blocks
+        self._wake(now_ps)

@@ -1,0 +1,108 @@
+"""Load of an instance and its freeness: one number for dispatch, migration and scaling (§4.4, Algorithm 1).
+
+Pure formulas. Freeness is in blocks per request: how many more KV blocks each request of the batch can fill; times
+the block size it is the number of decode steps that the batch can still run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llumnix.errors import ConfigError
+from llumnix.request import Priority
+
+
+class QueueDemand(StrEnum):
+    """Which waiting requests count into virtual usage.
+
+    head_of_line: only the first one, the paper's rule. all_waiting: every one, the released code's rule; in dispatch
+    each of them then also counts as a request of the batch.
+    """
+
+    head_of_line = "head_of_line"
+    all_waiting = "all_waiting"
+
+
+@dataclass(slots=True)
+class InstanceLoad:
+    """One report of an instance. Waiting requests are measured in tokens (prompt plus what a preempted one generated)."""
+
+    instance_id: int
+    running: int
+    waiting: int
+    preempted: int
+    high_priority: int
+    free_blocks: int
+    total_blocks: int
+    watermark_blocks: int
+    block_size_tokens: int
+    waiting_tokens: int
+    head_tokens: int
+    draining: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class FreenessRule:
+    """How virtual usage is counted; schema of the `freeness` part of conf/scheduler.
+
+    priorities=False is blind to the service class (Llumnix-base). An instance with a high-priority request keeps all
+    but `headroom_target_tokens` of its memory as headroom for it, so that its batch stays small enough to decode at
+    near-ideal speed (§6.4: 1,600 tokens for LLaMA-7B on an A10).
+    """
+
+    queue_demand: QueueDemand = QueueDemand.all_waiting
+    priorities: bool = True
+    headroom_target_tokens: int = 1600
+
+    def __post_init__(self) -> None:
+        if self.headroom_target_tokens < 0:
+            raise ConfigError(
+                f"scheduler.freeness.headroom_target_tokens must not be negative, got {self.headroom_target_tokens}."
+            )
+
+
+def headroom_blocks(load: InstanceLoad, rule: FreenessRule) -> float:
+    """Blocks that a high-priority request keeps free on its instance (GetHeadroom summed over its class)."""
+    return max(0.0, load.total_blocks - rule.headroom_target_tokens / load.block_size_tokens)
+
+
+def migration_freeness(load: InstanceLoad, rule: FreenessRule) -> float:
+    """Freeness that decides who gives requests away and who takes them: (available - queue demand - headroom) / B.
+
+    B is the number of running requests, plus one if any waits: a blocked head of line then pulls freeness below zero
+    and makes its instance a source, which is the de-fragmentation rule. A draining instance holds a fake request of
+    infinite usage. +inf for an instance without requests.
+    """
+    if load.draining:
+        return -math.inf
+    requests = load.running + (1 if load.waiting else 0)
+    if requests == 0:
+        return math.inf
+    waiting_tokens = load.head_tokens if rule.queue_demand is QueueDemand.head_of_line else load.waiting_tokens
+    free = load.free_blocks - load.watermark_blocks - waiting_tokens / load.block_size_tokens
+    if rule.priorities and load.high_priority:
+        free -= headroom_blocks(load, rule)
+    return free / requests
+
+
+def dispatch_freeness(load: InstanceLoad, rule: FreenessRule, priority: Priority = Priority.NORMAL) -> float:
+    """Freeness as seen by a new request of the given class; it goes where this is highest.
+
+    With queue_demand=all_waiting every waiting request counts in B, too. Headroom: a normal request avoids instances
+    that hold a high-priority one; a high-priority request meets the headroom where there is none yet, and so joins
+    its own kind.
+    """
+    if load.draining:
+        return -math.inf
+    if rule.queue_demand is QueueDemand.head_of_line:
+        waiting_tokens, requests = load.head_tokens, load.running + (1 if load.waiting else 0)
+    else:
+        waiting_tokens, requests = load.waiting_tokens, load.running + load.waiting
+    if requests == 0:
+        return math.inf
+    free = load.free_blocks - load.watermark_blocks - waiting_tokens / load.block_size_tokens
+    if rule.priorities and (load.high_priority > 0) is not (priority is Priority.HIGH):
+        free -= headroom_blocks(load, rule)
+    return free / requests

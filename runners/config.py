@@ -1,0 +1,81 @@
+"""The schema of conf/serve.yaml: what can be configured, and which dataclass checks each group.
+
+Values are checked where they belong, in the dataclasses of llumnix; here only the keys of the root.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from llumnix import arrivals, traces
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.config import Gpu, Model
+from llumnix.engines.sim.spec import SimEngine
+from llumnix.errors import ConfigError
+from llumnix.policies.spec import Scheduler
+
+NOT_RESULT = frozenset({"name", "force", "dry_run", "fail_fast", "exclude"})
+"""Root keys that steer a command but change no number of a run; they stay out of the run id."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ServeConfig:
+    """One run: a workload on a cluster under a scheduler.
+
+    `name` is the directory under outputs/. `seed` draws new lengths and arrivals; `repeat` keeps them and moves each
+    arrival by a few milliseconds. `qps` may be null for traces served at their recorded times. `exclude` lists
+    combinations of group options that a figure does not have.
+    """
+
+    name: str = "serve"
+    qps: float | None = MISSING
+    cv: float = 1.0
+    seed: int = 0
+    repeat: int = 0
+    num_requests: int = 10_000
+    high_priority_fraction: float = 0.0
+    model: Model = MISSING
+    gpu: Gpu = MISSING
+    cluster: ClusterSpec = MISSING
+    trace: traces.Trace = MISSING
+    arrivals: arrivals.Arrivals = MISSING
+    scheduler: Scheduler = MISSING
+    engine: SimEngine = MISSING
+    force: bool = False
+    dry_run: bool = False
+    fail_fast: bool = False
+    exclude: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name must be a plain directory name, got '{self.name}': type for example name=serve.")
+        if self.qps is not None and not 0 < self.qps < math.inf:
+            raise ConfigError(f"qps must be a positive number of requests per second, got {self.qps}.")
+        if not 0 < self.cv < math.inf:
+            raise ConfigError(f"cv must be a positive number, got {self.cv}.")
+        if self.num_requests < 1:
+            raise ConfigError(f"num_requests must be at least 1, got {self.num_requests}.")
+        if self.seed < 0 or self.repeat < 0:
+            raise ConfigError(f"seed and repeat must not be negative, got seed={self.seed} repeat={self.repeat}.")
+        if not 0 <= self.high_priority_fraction <= 1:
+            raise ConfigError(f"high_priority_fraction must be in [0, 1], got {self.high_priority_fraction}.")
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, each under schema/<group>; options in conf/ extend them."""
+    store = ConfigStore.instance().store
+    store("serve_schema", ServeConfig)
+    store("model", Model, group="schema")
+    store("gpu", Gpu, group="schema")
+    store("cluster", ClusterSpec, group="schema")
+    store("scheduler", Scheduler, group="schema")
+    store("sim", SimEngine, group="schema/engine")
+    store("generated", traces.GeneratedTrace, group="schema/trace")
+    store("quantile", traces.QuantileTrace, group="schema/trace")
+    store("file", traces.FileTrace, group="schema/trace")
+    for name in ("poisson", "gamma", "uniform", "burst", "recorded"):
+        store(name, getattr(arrivals, name.capitalize()), group="schema/arrivals")

@@ -1,0 +1,142 @@
+"""Metric formulas against values worked out by hand, and the bounds that hold for every run."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llumnix import metrics
+
+NAN = math.nan
+
+
+def table(**changes: list[Any]) -> dict[str, Any]:
+    """Four requests: two plain, one of a single token that was preempted and moved, one rejected."""
+    columns: dict[str, Any] = {
+        "request_id": [0, 1, 2, 3],
+        "arrival_s": [0.0, 1.0, 2.0, 4.0],
+        "sent_s": [0.0, 1.5, 2.0, 4.0],
+        "dispatch_s": [0.0, 1.5, 2.0, NAN],
+        "first_token_s": [1.0, 3.0, 7.0, NAN],
+        "end_s": [5.0, 11.0, 7.0, 4.0],
+        "prompt_tokens": [10, 20, 30, 99999],
+        "output_tokens": [5, 3, 1, 7],
+        "priority": [0, 0, 1, 0],
+        "preemptions": [0, 2, 1, 0],
+        "preemption_loss_s": [0.0, 1.5, 3.0, 0.0],
+        "migrations": [0, 2, 0, 0],
+        "migration_downtime_s": [0.0, 0.05, 0.0, 0.0],
+        "max_token_gap_s": [1.0, 6.0, NAN, NAN],
+        "exec_s": [4.0, 6.0, 1.0, 0.0],
+        "status": ["finished", "finished", "finished", "rejected"],
+        "error": ["", "", "", "longer than an instance"],
+    }
+    return columns | changes
+
+
+def test_each_formula_by_hand() -> None:
+    columns = table()
+    assert metrics.request_latency(columns)[:3].tolist() == [5.0, 10.0, 5.0]
+    assert metrics.prefill_latency(columns)[:3].tolist() == [1.0, 2.0, 5.0]
+    assert metrics.time_to_first_token(columns)[:3].tolist() == [1.0, 1.5, 5.0]
+    assert metrics.decode_latency(columns)[:3].tolist() == [1.0, 4.0, 0.0]
+    assert metrics.preemption_loss(columns)[:3].tolist() == [0.0, 1.5, 3.0]
+    assert metrics.decode_execution_time(columns)[:3].tolist() == [4.0, 6.0, 1.0]
+    np.testing.assert_array_equal(metrics.migration_downtime(columns), [NAN, 0.025, NAN, NAN])
+
+
+def test_summary_counts_everything_but_averages_only_what_finished() -> None:
+    summary = metrics.summarize(table())
+    assert {key: summary[key] for key in ("requests", "finished", "rejected", "failed")} == {
+        "requests": 4,
+        "finished": 3,
+        "rejected": 1,
+        "failed": 0,
+    }
+    assert summary["request_latency_mean_s"] == pytest.approx(20 / 3)
+    assert summary["request_latency_p50_s"] == 5.0
+    assert summary["request_latency_p80_s"] == pytest.approx(8.0)  # linear between the 2nd and 3rd of [5, 5, 10]
+    assert summary["preemption_loss_mean_s"] == pytest.approx(1.5)  # over all finished requests, not the preempted
+    assert summary["exec_mean_s"] == pytest.approx(11 / 3)
+    assert (summary["preemptions"], summary["preempted_requests"]) == (3, 2)
+    assert (summary["migrations"], summary["migrated_requests"]) == (2, 1)
+    assert summary["migration_downtime_mean_s"] == pytest.approx(0.025)
+    assert summary["max_token_gap_p99_s"] == pytest.approx(5.95)
+
+
+def test_rates_and_throughput_are_per_second_of_the_run() -> None:
+    summary = metrics.summarize(table())
+    assert summary["duration_s"] == 11.0
+    assert summary["requested_rate_per_s"] == pytest.approx(3 / 4)
+    assert summary["achieved_rate_per_s"] == pytest.approx(3 / 4)
+    assert summary["finished_per_s"] == pytest.approx(3 / 11)
+    assert summary["output_tokens_per_s"] == pytest.approx(9 / 11)
+    assert summary["total_tokens_per_s"] == pytest.approx(69 / 11)
+
+
+def test_two_classes_are_reported_apart_and_one_class_is_not() -> None:
+    summary = metrics.summarize(table())
+    assert (summary["normal_requests"], summary["high_requests"]) == (3, 1)
+    assert summary["normal_prefill_latency_mean_s"] == pytest.approx(1.5)
+    assert summary["high_prefill_latency_p99_s"] == 5.0
+    assert not [key for key in metrics.summarize(table(priority=[0] * 4)) if key.startswith(("normal_", "high_"))]
+
+
+def test_nothing_finished_leaves_statistics_out_and_stays_json() -> None:
+    summary = metrics.summarize(table(status=["failed"] * 4, end_s=[NAN] * 4))
+    assert (summary["failed"], summary["finished"], summary["duration_s"]) == (4, 0, 0.0)
+    assert "request_latency_mean_s" not in summary
+    json.dumps(summary, allow_nan=False)
+
+
+def test_unknown_status_is_counted_under_its_own_name() -> None:
+    assert metrics.summarize(table(status=["finished", "aborted", "finished", "aborted"]))["aborted"] == 2
+
+
+def test_an_empty_run_has_counts_of_zero() -> None:
+    summary = metrics.summarize({name: [] for name in table()})
+    assert (summary["requests"], summary["finished"], summary["duration_s"]) == (0, 0, 0.0)
+
+
+times = st.floats(0.0, 1e4)
+
+
+@given(st.lists(st.tuples(times, times, times, st.integers(1, 500), st.integers(0, 1)), min_size=1, max_size=30))
+def test_bounds_hold_for_every_run(rows: list[tuple[float, float, float, int, int]]) -> None:
+    arrival, queue, decode, output, priority = (np.array(column) for column in zip(*rows, strict=True))
+    n = len(rows)
+    summary = metrics.summarize(
+        {
+            "arrival_s": arrival,
+            "sent_s": arrival,
+            "first_token_s": arrival + queue,
+            "end_s": arrival + queue + np.where(output > 1, decode, 0.0),
+            "prompt_tokens": np.ones(n),
+            "output_tokens": output,
+            "priority": priority,
+            "preemptions": np.zeros(n),
+            "preemption_loss_s": np.zeros(n),
+            "migrations": np.zeros(n),
+            "migration_downtime_s": np.zeros(n),
+            "max_token_gap_s": decode,
+            "exec_s": decode,
+            "status": np.full(n, "finished"),
+        }
+    )
+    for name in metrics.LATENCIES:
+        ladder = [summary[f"{name}_p{q}_s"] for q in metrics.PERCENTILES]
+        assert ladder == sorted(ladder)
+        assert ladder[0] >= -1e-9
+        assert summary[f"{name}_mean_s"] >= -1e-9
+    assert summary["prefill_latency_mean_s"] <= summary["request_latency_mean_s"] + 1e-6
+    assert summary["request_latency_p99_s"] <= summary["duration_s"] + 1e-6
+    if "high_requests" in summary:
+        assert summary["high_requests"] + summary["normal_requests"] == n
+        weighted = sum(summary[f"{c}_requests"] * summary[f"{c}_request_latency_mean_s"] for c in ("high", "normal"))
+        assert weighted / n == pytest.approx(summary["request_latency_mean_s"], rel=1e-9, abs=1e-9)
