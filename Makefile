@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PATH ?= /usr/local/bin:/usr/bin:/bin
+export PATH
 export MPLBACKEND := Agg
 
 .PHONY: help serve figures test check clean

@@ -1,7 +1,8 @@
 """From run directories to a tidy frame: one row per run, configuration beside results. Reads files, runs nothing.
 
-A run lives in outputs/<experiment>/runs/<id>/ and consists of run.json (what was asked), then summary.json (it is
-done) or failure.json (it broke); requests.parquet and its siblings are opened only by those who ask for rows.
+A run lives in outputs/<experiment>/runs/<id>/: run.json (what was asked) with summary.json (it is done) or failure.json
+(it broke); in runs/.<id>.part/ while it is written. requests.parquet and its siblings are opened only by those who ask
+for rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def runs(outputs: Path = OUTPUTS, experiment: str = "*") -> pd.DataFrame:
     `trace` for `config.trace.name`); workload.*, wall_s, started_at, commit, dirty; the scalars of summary.json.
     Broken JSON makes a run UNFINISHED with the reason, never an exception.
     """
-    rows = [_row(directory) for directory in sorted(outputs.glob(f"{experiment}/runs/*")) if directory.is_dir()]
+    found = sorted(path for path in outputs.glob(f"{experiment}/runs/*") if path.is_dir())
+    whole = [path for path in found if not path.name.startswith(".")]
+    parts = [path for path in found if path.name.endswith(".part") and path.with_name(path.name[1:-5]) not in whole]
+    rows = [_row(path) for path in whole] + [_being_written(path) for path in parts]
     columns = ["experiment", "run_id", "directory", "state", "reason"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
@@ -50,7 +54,7 @@ def requests(directories: Sequence[Path], columns: Sequence[str]) -> pd.DataFram
 
 
 def matching(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
-    """The rows whose columns have the wanted values; a value may list several, `seed=0,1`, and numbers compare as such."""
+    """The rows with the wanted values in their columns: `seed=0,1` wants either, and numbers compare as numbers."""
     for column, values in wanted.items():
         allowed = {_as_number(value) for value in values.split(",")}
         here = frame[column].map(_as_number) if column in frame else pd.Series("", index=frame.index)
@@ -65,14 +69,19 @@ def _as_number(value: object) -> object:
         return str(value)
 
 
+def _being_written(part: Path) -> dict[str, Any]:
+    run_id = part.name.removeprefix(".").removesuffix(".part")
+    return _blank(part, run_id) | {"reason": "being written, or its process was killed"}
+
+
+def _blank(directory: Path, run_id: str) -> dict[str, Any]:
+    experiment = directory.parent.parent.name
+    row = {"experiment": experiment, "run_id": run_id, "directory": directory, "state": State.UNFINISHED}
+    return row | {"reason": "", "workload.synthetic": False}
+
+
 def _row(directory: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "experiment": directory.parent.parent.name,
-        "run_id": directory.name,
-        "directory": directory,
-        "state": State.UNFINISHED,
-        "reason": "",
-    }
+    row = _blank(directory, directory.name)
     try:
         run = _json(directory / "run.json")
         summary = _json(directory / "summary.json")
@@ -88,7 +97,7 @@ def _row(directory: Path) -> dict[str, Any]:
         return row | {"state": State.DONE} | summary
     if failure is not None:
         return row | {"state": State.FAILED, "reason": str(failure.get("error", "no reason recorded"))}
-    return row | {"reason": "no summary.json: still running, or interrupted" if run else "no run.json"}
+    return row | {"reason": "no summary.json: running, or interrupted" if run else "no run.json"}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from analysis.style import GREY, SERIES
 
@@ -15,13 +14,17 @@ from analysis.style import GREY, SERIES
 def draw(ax: Axes, points: pd.DataFrame, paper: pd.DataFrame, absent: Sequence[str]) -> None:
     """Draw the points of one row and metric; `absent` are lines of text on what has not run.
 
-    The y axis starts at 0, with room for markers that lie there, and is scaled by means and published points: an interval may leave the panel, so that one
-    noisy point does not flatten the others.
+    The y axis starts at 0, with room for markers that lie there, and is scaled by means and published points: an
+    interval may leave the panel, so that one noisy point does not flatten the others.
     """
     for layer, (series, style) in enumerate(reversed(SERIES.items())):
         ours = points[points["series"] == series].sort_values("x")
         theirs = paper[paper["series"] == series]
-        ax.fill_between(ours["x"], ours["ci_low"], ours["ci_high"], color=style.colour, alpha=0.18, lw=0, zorder=2)
+        half = ours["ci_high"] - ours["value"]
+        ax.errorbar(
+            ours["x"], ours["value"], half, fmt="none", ecolor=style.colour, elinewidth=1.0, capsize=2.2, alpha=0.6,
+            zorder=2,
+        )  # fmt: skip
         ax.plot(
             ours["x"], ours["value"], color=style.colour, ls=style.line, marker=style.marker, mew=0, zorder=4 + layer
         )
@@ -32,13 +35,14 @@ def draw(ax: Axes, points: pd.DataFrame, paper: pd.DataFrame, absent: Sequence[s
     ticks = sorted({*points["x"], *paper["x"]})
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
     top = max([*points["value"], *paper["value"]], default=1.0)
-    ax.set_ylim(-0.05 * top, 1.1 * top) if top > 0 else ax.set_ylim(-0.05, 1.0)
+    top = top if top > 0 else 1.0
+    ax.set_ylim(-0.05 * top, (1.1 + 0.14 * len(absent)) * top)
     ax.margins(x=0.06)
     ax.locator_params(axis="y", nbins=5)
     if absent:
         ax.text(
-            0.5, 0.97, "\n".join(absent), transform=ax.transAxes, ha="center", va="top", fontsize=8.5, color=GREY,
-            style="italic",
+            0.5, 0.99, "\n".join(absent), transform=ax.transAxes, ha="center", va="top", fontsize=7.5, color=GREY,
+            style="italic", bbox={"fc": "white", "ec": "none", "pad": 1.0},
         )  # fmt: skip
 
 
@@ -48,14 +52,14 @@ def name_row(ax: Axes, name: str, remark: str) -> None:
         ax.text(x, 0.5, text, transform=ax.transAxes, rotation=90, ha="center", va="center", **settings)
 
 
-def legend_handles(series: Sequence[str], runs: str) -> list[Line2D | Patch]:
-    """A handle per series in legend order, then one for the band (none where nothing has an interval) and the paper."""
-    handles: list[Line2D | Patch] = [
+def legend_handles(series: Sequence[str], runs: str) -> list[Line2D]:
+    """A handle per series in legend order, then one for intervals (none where there are none) and one for the paper."""
+    handles: list[Line2D] = [
         Line2D([], [], color=style.colour, ls=style.line, marker=style.marker, mew=0, label=name)
         for name, style in SERIES.items()
         if name in series
     ]
     if runs:
-        handles.append(Patch(color=GREY, alpha=0.25, lw=0, label=runs))
+        handles.append(Line2D([], [], ls="", color=GREY, marker="|", ms=13, mew=1.2, label=runs))
     hollow = Line2D([], [], ls="", marker="o", mfc="none", mec=GREY, ms=7.5, label="paper (hollow markers)")
     return [*handles, hollow]

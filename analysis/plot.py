@@ -6,7 +6,7 @@ Writes figNN.png, .pdf, .csv, .claim and .claim.json to outputs/<experiment>/fig
 from __future__ import annotations
 
 import io
-import sys
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from analysis.claims.evaluate import evaluate
 from analysis.claims.report import to_json, to_text
 from analysis.points import aggregate, missing, paper_points, to_csv
 
+DESCRIPTION = "Draw a figure of finished runs, write its numbers, and check the paper's claims against them."
 KEYS = ["fig", "outputs", "num_requests", "seed", "repeat", "engine"]
 EXAMPLES = """examples:
   python -m analysis.plot fig=11                       the runs of outputs/fig11/runs -> outputs/fig11/figures/
@@ -33,7 +34,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what is asked for; exit 2 with one sentence where nothing can be drawn."""
-    asked = words.parse(argv, KEYS, (__doc__ or "").splitlines()[0], EXAMPLES)
+    asked = words.parse(argv, "analysis.plot", KEYS, DESCRIPTION, EXAMPLES)
     known = sorted(path.stem.removeprefix("fig") for path in Path(figures.__path__[0]).glob("fig*.py"))
     which = asked.pop("fig", "")
     if which not in (*known, "all"):
@@ -49,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             words.stop(problems[0])
     else:
         for problem in problems:
-            words.console().print(problem)
+            words.console().print(problem, markup=False)
 
 
 def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) -> str:
-    """Make all files of one figure and say what was made; the returned sentence says why not, or is empty."""
+    """Make all files of one figure and say what was made; the returned sentence says why not, or is empty.
+
+    A module of analysis.figures has EXPERIMENT (the directory of its runs), samples(runs) and draw(points, paper,
+    synthetic); what it draws and what the claims judge are the same samples.
+    """
     console = words.console()
     found = load.runs(outputs, module.EXPERIMENT)
     runs = load.matching(found[found["state"] == load.State.DONE], wanted)
@@ -70,12 +75,12 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
     notes += _not_drawn(found, points, paper, module.EXPERIMENT)
     synthetic = {*runs.loc[runs["workload.synthetic"].astype(bool), "config.trace.label"]}
     if synthetic:
-        notes.append(f"Synthetic lengths (the real data set is not public or not given): {', '.join(sorted(synthetic))}.")
+        notes.append(f"Synthetic lengths, shaped after Table 1 and not the data set's: {', '.join(sorted(synthetic))}.")
     results = [evaluate(claim, samples, paper) for claim in claims_of(name)]
     with mpl.rc_context(style.SETTINGS):
         figure = module.draw(points, paper, synthetic)
         files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
-    title = f"Claims about {name}, from {len(runs)} runs"
+    title = f"Claims about {name}, judged on {len(runs)} runs"
     files |= {
         ".csv": to_csv(points).encode(),
         ".claim": to_text(title, notes, results).encode(),
@@ -84,17 +89,17 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
     folder = outputs / module.EXPERIMENT / "figures"
     _write(folder, name, files)
     for note in notes:
-        console.print(note)
-    console.print(f"{folder / name}{{{','.join(files)}}}")
+        console.print(note, markup=False)
+    console.print(f"{folder / name}{{{','.join(files)}}}", markup=False)
     return ""
 
 
 def _not_drawn(found: pd.DataFrame, points: pd.DataFrame, paper: pd.DataFrame, experiment: str) -> list[str]:
-    notes = []
+    absent: dict[str, list[str]] = {}
     for (row, series), xs in missing(points, paper).items():
-        at = ", ".join(f"{x:g}" for x in xs)
         ran = ((points["row"] == row) & (points["series"] == series)).any()
-        notes.append(f"Missing: {series} on {row}{f' at {at}' if ran else ''}.")
+        absent.setdefault(row, []).append(f"{series} at {', '.join(f'{x:g}' for x in xs)}" if ran else series)
+    notes = [f"Missing on {row}: {'; '.join(series)}." for row, series in absent.items()]
     for state in (load.State.FAILED, load.State.UNFINISHED):
         if count := int((found["state"] == state).sum()):
             notes.append(f"{count} runs {state}: python -m analysis.runs experiment={experiment} state={state}")
@@ -113,7 +118,7 @@ def _write(folder: Path, name: str, files: dict[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, content in files.items():
-            temporary = folder / f".{name}{suffix}.tmp"
+            temporary = folder / f".{name}{suffix}.{os.getpid()}.tmp"
             temporary.write_bytes(content)
             temporary.replace(folder / f"{name}{suffix}")
     except OSError as error:
@@ -121,4 +126,4 @@ def _write(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -40,8 +40,7 @@ def aggregate(samples: pd.DataFrame) -> pd.DataFrame:
 
 def missing(points: pd.DataFrame, paper: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
     """(row, series) -> the x that the paper has and we have not, for every series that is not complete."""
-    published = {(row, series): _x(group) for (row, series), group in paper.groupby(["row", "series"], sort=False)}
-    measured = {(row, series): _x(group) for (row, series), group in points.groupby(["row", "series"], sort=False)}
+    published, measured = _x_by_series(paper), _x_by_series(points)
     gaps = {key: [x for x in xs if x not in measured.get(key, [])] for key, xs in published.items()}
     return {key: xs for key, xs in gaps.items() if xs}
 
@@ -51,5 +50,6 @@ def to_csv(points: pd.DataFrame) -> str:
     return points.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
-def _x(group: pd.DataFrame) -> list[float]:
-    return sorted(group["x"].unique())
+def _x_by_series(points: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
+    groups = points.groupby(["row", "series"], sort=False)["x"]
+    return {(str(row), str(series)): sorted(x.unique()) for (row, series), x in groups}

@@ -6,7 +6,7 @@ import pandas as pd
 
 GROUPS = ["trace", "arrivals", "scheduler"]
 VARIED = ["qps", "cv", "seed", "repeat"]
-NOT_SETTINGS = {f"config.{key}" for key in (*VARIED, "name", "force", "dry_run", "fail_fast")}
+NOT_SETTINGS = {f"config.{key}" for key in (*VARIED, "name", "force", "dry_run", "fail_fast", "exclude")}
 
 
 def of_one_setting(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -37,7 +37,7 @@ def _largest(runs: pd.DataFrame, columns: list[str], where: str, notes: list[str
     asked = runs["num_requests"].groupby(setting).sum()
     latest = runs["started_at"].astype(str).groupby(setting).max()
     best = max(asked.index, key=lambda name: (asked[name], latest[name]))
-    chosen = runs[setting == best]
+    chosen: pd.DataFrame = runs[setting == best]
     values = ", ".join(f"{column.removeprefix('config.')}={chosen[column].iloc[0]}" for column in differing)
     notes.append(f"{where}left out {len(runs) - len(chosen)} runs with other settings than {values}.")
     return chosen

@@ -22,14 +22,14 @@ class SeriesStyle:
 
 
 SERIES = {
-    "Llumnix": SeriesStyle(_RED, "s", "-"),
+    "Llumnix": SeriesStyle(_ORANGE, "s", "-"),
     "INFaaS++": SeriesStyle(_BLUE, "o", (0, (5, 2))),
     "Round-Robin": SeriesStyle(_GREEN, "^", (0, (1, 1.5))),
-    "Llumnix-base": SeriesStyle(_ORANGE, "D", (0, (5, 1.5, 1, 1.5))),
+    "Llumnix-base": SeriesStyle(_RED, "D", (0, (5, 1.5, 1, 1.5))),
 }
 """Order is legend order and, reversed, drawing order: Llumnix lies on top."""
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the same points give the same file everywhere
     "font.size": 10,
     "axes.titlesize": 12.5,

@@ -13,10 +13,15 @@ from rich.console import Console
 USAGE = 2
 
 
-def parse(argv: Sequence[str] | None, known: Collection[str], description: str, examples: str) -> dict[str, str]:
+def parse(
+    argv: Sequence[str] | None, program: str, known: Collection[str], description: str, examples: str
+) -> dict[str, str]:
     """The words of a command line by key. A word that is no known key=value ends the program with one line, exit 2."""
     parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {program}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"keys: {', '.join(known)}")
     words: dict[str, str] = {}

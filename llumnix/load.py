@@ -27,7 +27,7 @@ class QueueDemand(StrEnum):
 
 @dataclass(slots=True)
 class InstanceLoad:
-    """One report of an instance. Waiting requests are measured in tokens (prompt plus what a preempted one generated)."""
+    """One report of an instance. A waiting request is measured in tokens: its prompt plus what it had generated."""
 
     instance_id: int
     running: int

@@ -123,7 +123,7 @@ def _request_scalars(columns: Columns) -> dict[str, float | int]:
     scalars |= _statistics("ttft", time_to_first_token(done), (99,))
     scalars |= _statistics("preemption_loss", preemption_loss(done), ())
     scalars |= _statistics("exec", decode_execution_time(done), ())
-    scalars |= _statistics("migration_downtime", migration_downtime(columns), (99,))
+    scalars |= _statistics("migration_downtime", migration_downtime(done), (99,))
     scalars |= _statistics("max_token_gap", _floats(done, "max_token_gap_s"), (99,))
     return scalars
 

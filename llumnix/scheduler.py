@@ -99,11 +99,14 @@ class GlobalScheduler:
 
     def migration_round(self, now: float) -> list[Pair]:
         """Pair sources with destinations and return the pairs that can start now: neither side is in a migration."""
-        if not self._any_source(now):
+        due = {i: self._reports.latest(i) for i, until in self._quiet_until.items() if until <= now}
+        sources = [i for i, (load, settled) in due.items() if self._examine(load, settled)]
+        policy = self.spec.migration
+        if not sources or (self._busy.issuperset(sources) and not policy.persistent_pairs):
             self._pairs.clear()
             return []
-        loads = [self._reports.latest(instance_id)[0] for instance_id in self._ids]
-        pairs = pair(loads, self.spec.migration, self.spec.freeness)
+        loads = [due[i][0] if i in due else self._reports.latest(i)[0] for i in self._ids]
+        pairs = pair(loads, policy, self.spec.freeness)
         self._pairs = {p.source: p.destination for p in pairs}
         return [p for p in pairs if self.may_start(p)]
 
@@ -122,18 +125,14 @@ class GlobalScheduler:
             return move
         return None
 
-    def _any_source(self, now: float) -> bool:
-        """Tell whether any instance is a source, without looking at those that cannot have become one since."""
-        policy, found = self.spec.migration, False
-        for instance_id, quiet_until in self._quiet_until.items():
-            if quiet_until > now:
-                continue
-            load, settled = self._reports.latest(instance_id)
-            freeness = migration_freeness(load, self.spec.freeness)
-            if is_source(load, freeness, policy):
-                found = True
-            elif settled:
-                requests = load.running + (1 if load.waiting else 0)
-                spare = (freeness - policy.out_threshold_blocks) * requests if requests else math.inf
-                self._quiet_until[instance_id] = self._reports.earliest_loss(instance_id, spare)
-        return found
+    def _examine(self, load: InstanceLoad, settled: bool) -> bool:
+        """Tell whether an instance is a source; if not, note how long it cannot become one without being touched."""
+        policy = self.spec.migration
+        freeness = migration_freeness(load, self.spec.freeness)
+        if is_source(load, freeness, policy):
+            return True
+        if settled:
+            requests = load.running + (1 if load.waiting else 0)
+            spare = (freeness - policy.out_threshold_blocks) * requests if requests else math.inf
+            self._quiet_until[load.instance_id] = self._reports.earliest_loss(load.instance_id, spare)
+        return False

@@ -66,16 +66,19 @@ class ServeConfig:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, each under schema/<group>; options in conf/ extend them."""
+    """Make the schemas known to Hydra.
+
+    ServeConfig holds those of all groups but the ones whose options differ in kind; each of these options names its own
+    schema, schema/<group>/<kind>, in its defaults.
+    """
     store = ConfigStore.instance().store
     store("serve_schema", ServeConfig)
-    store("model", Model, group="schema")
-    store("gpu", Gpu, group="schema")
-    store("cluster", ClusterSpec, group="schema")
-    store("scheduler", Scheduler, group="schema")
     store("sim", SimEngine, group="schema/engine")
     store("generated", traces.GeneratedTrace, group="schema/trace")
     store("quantile", traces.QuantileTrace, group="schema/trace")
     store("file", traces.FileTrace, group="schema/trace")
-    for name in ("poisson", "gamma", "uniform", "burst", "recorded"):
-        store(name, getattr(arrivals, name.capitalize()), group="schema/arrivals")
+    store("poisson", arrivals.Poisson, group="schema/arrivals")
+    store("gamma", arrivals.Gamma, group="schema/arrivals")
+    store("uniform", arrivals.Uniform, group="schema/arrivals")
+    store("burst", arrivals.Burst, group="schema/arrivals")
+    store("recorded", arrivals.Recorded, group="schema/arrivals")

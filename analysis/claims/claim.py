@@ -103,7 +103,4 @@ def claims_of(figure: str) -> list[Claim]:
         return []
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     rows = {name: tuple(members) for name, members in content["rows"].items()}
-    return [
-        Claim(**{**entry, "kind": Kind(entry["kind"]), "rows": rows[entry["rows"]]})  # type: ignore[arg-type]
-        for entry in content["claim"]
-    ]
+    return [Claim(**{**entry, "kind": Kind(entry["kind"]), "rows": rows[entry["rows"]]}) for entry in content["claim"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,27 +48,28 @@ def evaluate(claim: Claim, samples: pd.DataFrame, paper: pd.DataFrame) -> Result
     theirs = _Values.of(claim, published)
     measured = _cells(claim, samples)
     cells = measured.loc[measured.index.intersection(published.index, sort=False)]
-    common = {
-        "points": len(cells),
-        "points_expected": len(published),
-        "paper": theirs.value,
-        "paper_point": theirs.point,
-        "paper_typical": theirs.typical,
-    }
+    result = Result(
+        claim,
+        Verdict.NOT_RUN,
+        points_expected=len(published),
+        paper=theirs.value,
+        paper_point=theirs.point,
+        paper_typical=theirs.typical,
+    )
     if cells.empty:
-        return Result(claim, Verdict.NOT_RUN, **common)
+        return result
     ours = _Values.of(claim, cells)
     low, high = _interval(claim, cells)
-    return Result(
-        claim,
-        claim.verdict(ours.value, low, high, complete=len(cells) == len(published)),
+    return replace(
+        result,
+        verdict=claim.verdict(ours.value, low, high, complete=len(cells) == len(published)),
         value=ours.value,
         low=low,
         high=high,
         point=ours.point,
         typical=ours.typical,
+        points=len(cells),
         n=int(cells["n"].to_numpy().min()),
-        **common,
     )
 
 
@@ -95,11 +96,10 @@ def _cells(claim: Claim, samples: pd.DataFrame) -> pd.DataFrame:
     wanted = samples["metric"].eq(claim.metric) & samples["row"].isin(claim.rows) & samples["series"].isin(claim.series)
     grouped = samples[wanted].groupby(["row", "x", "series"], sort=False)["value"].agg(["mean", "var", "count"])
     grouped["var"] /= grouped["count"]
-    table = grouped.rename(columns={"count": "n"}).unstack("series")
+    table = pd.DataFrame(grouped.rename(columns={"count": "n"}).unstack("series"))
     columns = pd.MultiIndex.from_product([["mean", "var", "n"], claim.series])
     order = sorted(table.index, key=lambda key: (claim.rows.index(key[0]), key[1]))
-    complete = table.reindex(columns=columns).loc[order]
-    return complete[complete["mean"].notna().all(axis=1)]
+    return table.reindex(columns=columns).reindex(order).dropna(subset=[("mean", series) for series in claim.series])
 
 
 def _rows_of(cells: pd.DataFrame) -> npt.NDArray[np.intp]:

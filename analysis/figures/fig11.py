@@ -51,7 +51,8 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
     for row, line in zip(ROWS, axes, strict=True):
         absent = _absent(row, points, gaps)
         for metric, ax in zip(METRICS, line, strict=True):
-            panels.draw(ax, *(t[(t["row"] == row) & (t["metric"] == metric)] for t in (points, paper)), absent)
+            ours, theirs = (t[(t["row"] == row) & (t["metric"] == metric)] for t in (points, paper))
+            panels.draw(ax, ours, theirs, absent)
         line[0].set_ylabel("Latency (s)")
         panels.name_row(line[0], row, "synthetic lengths" if row in synthetic else "")
     for metric, ax in zip(METRICS, axes[0], strict=True):
@@ -62,17 +63,21 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
     figure.align_ylabels(axes[:, 0])
     runs = points["n"]
     most = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()}-{runs.max()}"
-    band = f"95 % interval of the mean ({most} runs)" if (runs > 1).any() else ""
+    interval = f"95 % interval of the mean ({most} runs)" if (runs > 1).any() else ""
     drawn = {*points["series"], *paper["series"]}
-    handles = panels.legend_handles(sorted(drawn), band)
+    handles = panels.legend_handles(sorted(drawn), interval)
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.535, 0.995), ncol=len(handles))
     return figure
 
 
 def _absent(row: str, points: pd.DataFrame, gaps: dict[tuple[str, str], list[float]]) -> list[str]:
+    """What a row lacks, in lines short enough for a panel."""
     ran = {*points.loc[points["row"] == row, "series"]}
     of_row = {series: xs for (name, series), xs in gaps.items() if name == row}
-    return [
-        f"{series}: not run at {', '.join(f'{x:g}' for x in xs)}" if series in ran else f"{series}: not run"
+    never = [series for series in of_row if series not in ran]
+    partly = [
+        f"{series} not at {', '.join(f'{x:g}' for x in xs)}" if len(xs) < 3 else f"{series} not at {len(xs)} rates"
         for series, xs in of_row.items()
+        if series in ran
     ]
+    return [*([f"not run: {', '.join(never)}"] if never else []), *partly]

@@ -77,6 +77,7 @@ class VirtualCluster:
             raise ConfigError("The number of KV blocks is not known for this model and GPU; set cluster.kv_blocks=N.")
         self._cost = cost
         self._spec = scheduler
+        self._immediate = scheduler.load_reports is LoadReports.immediate
         self._block_size_tokens = cluster.block_size_tokens
         self._heap: list[tuple[int, int, int, Any]] = []
         self._sequence = 0
@@ -110,10 +111,9 @@ class VirtualCluster:
 
     def latest(self, instance_id: int) -> tuple[InstanceLoad, bool]:
         """Return the instance's report at the present time, as stale as the scheduler spec says."""
-        instance = self.instances[instance_id]
-        if self._spec.load_reports is LoadReports.immediate:
-            return instance.present_load(self._now_ps), True
-        return instance.completed_step_load(self._now_ps)
+        if self._immediate:
+            return self.instances[instance_id].present_load(self._now_ps), True
+        return self.instances[instance_id].completed_step_load(self._now_ps)
 
     def earliest_loss(self, instance_id: int, blocks: float) -> float:
         """See ReportSource; in ps."""

@@ -33,7 +33,7 @@ class QuantileTable:
 
     def __post_init__(self) -> None:
         points = self.points()
-        if points[0] <= 0 or any(low >= high for low, high in pairwise(points)):
+        if points[0] <= 0 or not all(low < high for low, high in pairwise(points)):
             raise ConfigError(
                 f"lower, p50, p80, p95, p99 and upper of a length table must be positive and increase, got {points}."
             )
@@ -63,36 +63,53 @@ class QuantileTrace(FileTrace):
 
     `rank_correlation` is Spearman's, between prompt and output length of a request, through a Gaussian copula.
     `stratified` takes exactly one length from each of n equal slices of the distribution, so that two draws differ in
-    order and pairing only.
+    order and pairing only. `failed_fraction` of the rows are failed calls, empty at the source: the artifact does not
+    filter them, and its client sends and expects one token for each. They are the lowest lengths of the tables.
     """
 
     prompt: QuantileTable
     output: QuantileTable
     rank_correlation: float = 0.0
     stratified: bool = True
+    failed_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         self.check()
         self.check_reading()
         if not -1 < self.rank_correlation < 1:
             raise ConfigError(f"trace.rank_correlation must lie between -1 and 1, got {self.rank_correlation}.")
+        if not 0 <= self.failed_fraction < 1:
+            raise ConfigError(f"trace.failed_fraction must lie in [0, 1), got {self.failed_fraction}.")
 
     def draw(self, num_requests: int, streams: Streams) -> Lengths:
         """Rows of the real file, or lengths labelled as synthetic."""
         if self.path is not None:
             return FileTrace.draw(self, num_requests, streams)
-        prompt_levels, output_levels = paired_levels(
-            num_requests, self.rank_correlation, self.stratified, streams.lengths
+        failures = round(self.failed_fraction * num_requests)
+        levels = paired_levels(num_requests - failures, self.rank_correlation, self.stratified, streams.lengths)
+        failed = streams.lengths.choice(num_requests, failures, replace=False)
+        prompt_tokens, output_tokens = (
+            self._with_failures(table, level, failed)
+            for table, level in zip((self.prompt, self.output), levels, strict=True)
         )
         return Lengths(
-            self.prompt.tokens(prompt_levels),
-            self.output.tokens(output_levels),
+            prompt_tokens,
+            output_tokens,
             None,
             label=f"{self.label} (synthetic, Table-1-shaped)",
             format="percentile table",
             synthetic=True,
             rows_in=num_requests,
         )
+
+    def _with_failures(self, table: QuantileTable, levels: FloatArray, failed: IntArray) -> IntArray:
+        count = len(levels) + len(failed)
+        served = np.ones(count, dtype=bool)
+        served[failed] = False
+        tokens = np.ones(count, dtype=np.int64)
+        share = len(failed) / count
+        tokens[served] = table.tokens(share + (1 - share) * levels)
+        return tokens
 
 
 def paired_levels(count: int, rank_correlation: float, stratified: bool, rng: Rng) -> tuple[FloatArray, FloatArray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llumnix import metrics
@@ -107,6 +107,7 @@ def test_an_empty_run_has_counts_of_zero() -> None:
 times = st.floats(0.0, 1e4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(times, times, times, st.integers(1, 500), st.integers(0, 1)), min_size=1, max_size=30))
 def test_bounds_hold_for_every_run(rows: list[tuple[float, float, float, int, int]]) -> None:
     arrival, queue, decode, output, priority = (np.array(column) for column in zip(*rows, strict=True))

@@ -21,7 +21,8 @@ class StepCost:
 
     decode step:  step_gap + decode_base + decode_per_request * batch + decode_per_token * total tokens of the batch
     prefill step: step_gap + max(prefill_floor, prefill_base + prefill_per_token * L + prefill_per_token2 * L^2)
-                  (L summed over the prompts of the step, L^2 summed per prompt)
+                  + prefill_per_request * prompts (L summed over the prompts of the step, L^2 summed per prompt);
+                  the floor is the time to read the weights once, which short prompts cannot hide
     copy of n tokens: copy_latency + n * KV bytes per token / copy_bandwidth; the last copy of a migration has its
     own, smaller latency because the request no longer decodes beside it. A migration slows each step of both sides
     by migration_step. control is the one-way time of a message between instances.
@@ -87,9 +88,8 @@ class CostModel:
     def prefill_ps(self, requests: int, tokens: int, squares: int) -> int:
         """Duration of a prefill-only step over `requests` prompts with `tokens` = sum L and `squares` = sum L^2."""
         spec = self.spec
-        compute = spec.prefill_base_ms + spec.prefill_per_token_ms * tokens + spec.prefill_per_token2_ms * squares
-        compute += spec.prefill_per_request_ms * requests
-        return self.gap_ps + _ps(max(spec.prefill_floor_ms, compute))
+        compute_ms = spec.prefill_base_ms + spec.prefill_per_token_ms * tokens + spec.prefill_per_token2_ms * squares
+        return self.gap_ps + _ps(max(spec.prefill_floor_ms, compute_ms) + spec.prefill_per_request_ms * requests)
 
     def copy_time_ps(self, tokens: int, *, last: bool) -> int:
         """Duration of copying the KV cache of `tokens` tokens to another instance."""

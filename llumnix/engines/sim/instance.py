@@ -92,13 +92,11 @@ class SimInstance:
         self._steps = 0
         self._first_step_ps = 0
         self._step_growth_ps = 0
-        # state in which the current segment's steps begin, and the report of the last completed step
         self._batch = 0
-        self._queue: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+        self._report = self._load(0, total_blocks)  # of the last completed step before the segment
+        self._view = self._report  # of the segment's steps: the same but for its free blocks, which are set when read
+        self._view_until_ps = -1  # until when the view, as it was last read, stays right
         self._segment_free = total_blocks
-        self._report = InstanceLoad(
-            instance_id, 0, 0, 0, 0, total_blocks, total_blocks, self.watermark_blocks, self._block_size, 0, 0
-        )
 
     # --- requests
 
@@ -136,19 +134,26 @@ class SimInstance:
     # --- reports
 
     def completed_step_load(self, now_ps: int) -> tuple[InstanceLoad, bool]:
-        """Return the state in which the last step that was completed before `now_ps` began, and if it is settled."""
+        """Return the state in which the last step that was completed before `now_ps` began, and if it is settled.
+
+        The object belongs to the instance and is good until time moves on.
+        """
+        if now_ps <= self._view_until_ps:
+            return self._view, True
         if not self._decoding:
             return self._report, True
         steps = self._completed_before(now_ps)
         if steps == 0:
             return self._report, False
-        return self._load(self._batch, self._segment_free - self._block_demand(steps), self._queue), True
+        self._view_until_ps = self._start_ps + self._elapsed_ps(steps + 1)
+        self._view.free_blocks = self._segment_free - self._block_demand(steps)
+        return self._view, True
 
     def present_load(self, now_ps: int) -> InstanceLoad:
         """Return the state at `now_ps`, the step under way included."""
         free = self._present_free(now_ps)
         batch = len(self.running) + len(self._prefilling) + len(self._joining)
-        return self._load(batch, free, self._queue_now())
+        return self._load(batch, free)
 
     def earliest_loss_ps(self, now_ps: int, blocks: float) -> float:
         """Return a time before which the reports cannot show `blocks` fewer free blocks, unless touched."""
@@ -240,7 +245,8 @@ class SimInstance:
         if steps:
             demand = self._block_demand(steps)
             self.free_blocks -= demand
-            self._report = self._load(self._batch, self._segment_free - demand, self._queue)
+            self._report = self._view
+            self._report.free_blocks = self._segment_free - demand
             counter = self._counter
             self._decode_ps += now_ps - self._start_ps - steps * self._cost.gap_ps
             last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
@@ -268,7 +274,7 @@ class SimInstance:
     def _end_prefill(self, now_ps: int) -> None:
         prefilled, self._prefilling = self._prefilling, []
         step_ps = now_ps - self._start_ps - self._cost.gap_ps
-        self._report = self._load(self._batch, self._segment_free, self._queue)
+        self._report = self._view
         for request in prefilled:
             request.exec_ps += step_ps
             request.generated += 1
@@ -305,8 +311,9 @@ class SimInstance:
             or (self.running and self._plan_decode(now_ps))
             or (self.waiting and self._admit(now_ps))  # planning preempted the whole batch
         ):
-            self._queue = self._queue_now()
             self._segment_free = self.free_blocks
+            self._view = self._load(self._batch, self.free_blocks)
+            self._view_until_ps = -1
             self._set_end(self._end_ps)
         self._touch(self.instance_id)
 
@@ -455,16 +462,22 @@ class SimInstance:
     def _completed_before(self, now_ps: int) -> int:
         """Return how many of the segment's decode steps end strictly before `now_ps`: the series, inverted."""
         elapsed = now_ps - self._start_ps
-        if elapsed <= self._first_step_ps:
+        first = self._first_step_ps
+        if elapsed <= first:
             return 0
         growth = self._step_growth_ps
-        linear = self._first_step_ps - growth / 2
+        linear = first - growth / 2
         steps = int(2 * elapsed / (linear + math.sqrt(linear * linear + 2 * growth * elapsed)))
-        while self._elapsed_ps(steps) >= elapsed:
+        # the float estimate is off by one at most; integers settle it
+        end = steps * first + growth * (steps * (steps - 1) // 2)
+        while end >= elapsed:
             steps -= 1
-        while self._elapsed_ps(steps + 1) < elapsed:
+            end -= first + growth * steps
+        end += first + growth * steps
+        while end < elapsed:
             steps += 1
-        return min(steps, self._steps)
+            end += first + growth * steps
+        return steps if steps < self._steps else self._steps
 
     def _block_demand(self, steps: int) -> int:
         """Return the blocks that the batch takes during the segment's first `steps` steps."""
@@ -496,25 +509,20 @@ class SimInstance:
 
     # --- loads
 
-    def _queue_now(self) -> tuple[int, int, int, int, int]:
+    def _load(self, batch: int, free_blocks: int) -> InstanceLoad:
         waiting = self.waiting
-        head_tokens = waiting[0].tokens if waiting else 0
-        return len(waiting), self.waiting_tokens, head_tokens, self.preempted_waiting, self.high_priority
-
-    def _load(self, batch: int, free: int, queue: tuple[int, int, int, int, int]) -> InstanceLoad:
-        waiting, waiting_tokens, head_tokens, preempted, high_priority = queue
         return InstanceLoad(
             self.instance_id,
             batch,
-            waiting,
-            preempted,
-            high_priority,
-            free,
+            len(waiting),
+            self.preempted_waiting,
+            self.high_priority,
+            free_blocks,
             self.total_blocks,
             self.watermark_blocks,
             self._block_size,
-            waiting_tokens,
-            head_tokens,
+            self.waiting_tokens,
+            waiting[0].tokens if waiting else 0,
         )
 
     def _present_free(self, now_ps: int) -> int:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from llumnix.errors import TraceError
-from llumnix.traces.base import Rng
 from llumnix.traces.readers import azure, bailian, burstgpt, mooncake, ragpulse, servegen, sharegpt, splitwise, vidur
-from llumnix.traces.readers.row import Row, Unusable
+from llumnix.traces.readers.row import Row
 from llumnix.traces.readers.source import open_text
 from llumnix.traces.readers.tables import JsonFormat, json_array, json_lines
 
@@ -30,14 +29,14 @@ class OpenedTrace:
     """The detected format of an open file, and its rows from the first one on."""
 
     format: str
-    rows: Iterator[Row | Unusable]
+    rows: Iterator[Row]
 
 
 @contextmanager
-def open_trace(path: Path, *, tokenizer: str | None, rng: Rng) -> Iterator[OpenedTrace]:
+def open_trace(path: Path, *, tokenizer: str | None, seed: int) -> Iterator[OpenedTrace]:
     """Detect the format and start reading; TraceError if the file is missing, empty, damaged or of no known format.
 
-    `rng` serves formats that describe distributions instead of requests.
+    `seed` serves formats that describe distributions instead of requests.
     """
     if servegen.is_dataset(path):
         path = servegen.sibling(path, "trace.csv")
@@ -48,7 +47,7 @@ def open_trace(path: Path, *, tokenizer: str | None, rng: Rng) -> Iterator[Opene
         elif first == "{":
             yield _open_json(json_lines(text), path, tokenizer)
         elif first:
-            with _open_csv(text, path, rng) as opened:
+            with _open_csv(text, path, seed) as opened:
                 yield opened
         else:
             raise TraceError(f"{path} is empty: check trace.path.")
@@ -84,7 +83,7 @@ def _json_format(item: dict[str, object], path: Path, tokenizer: str | None) -> 
 
 
 @contextmanager
-def _open_csv(text: TextIO, path: Path, rng: Rng) -> Iterator[OpenedTrace]:
+def _open_csv(text: TextIO, path: Path, seed: int) -> Iterator[OpenedTrace]:
     records = csv.reader(text)
     try:
         header = [name.strip() for name in next(records)]
@@ -94,7 +93,7 @@ def _open_csv(text: TextIO, path: Path, rng: Rng) -> Iterator[OpenedTrace]:
         dataset_path = servegen.sibling(path, "dataset.json")
         with open_text(dataset_path) as dataset:
             windows = servegen.read_windows(dataset, dataset_path)
-        yield OpenedTrace(servegen.NAME, servegen.rows(chain([header], records), windows, rng))
+        yield OpenedTrace(servegen.NAME, servegen.rows(chain([header], records), windows, seed))
         return
     for candidate in CSV_FORMATS:
         if candidate.fits(header):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from typing import NamedTuple
 
 LARGEST_TOKENS = 10**9
@@ -11,31 +10,35 @@ LARGEST_TOKENS = 10**9
 
 
 class Row(NamedTuple):
-    """One request as recorded; None stands for a column that the format does not have."""
+    """One record of a trace; None stands for a column that the format does not have.
+
+    `unusable` tells why a record is no request at all; it is the reason shown in the drop report.
+    """
 
     stamp_s: float | None
     prompt_tokens: int
     output_tokens: int
     model: str | None = None
     log_type: str | None = None
+    unusable: str | None = None
 
 
-class Unusable(StrEnum):
-    """Why a record is no request at all; the values are the reasons shown in the drop report."""
-
-    broken = "broken row"
-    one_turn = "fewer than two turns"
-    no_lengths = "no length distribution"
+BROKEN = Row(None, 0, 0, unusable="broken row")
 
 
 def tokens(value: object) -> int:
-    """A length in tokens from `12`, `"12"` or `"12.0"`; ValueError or TypeError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A length in tokens from `12`, `"12"` or `"12.0"`; ValueError, TypeError or OverflowError otherwise."""
+    if type(value) is int:
+        number = value
+    elif isinstance(value, str) and value.isdecimal():
+        number = int(value)
+    elif isinstance(value, str | float) and float(value).is_integer():
+        number = int(float(value))
+    else:
         raise TypeError(value)
-    number = float(value)
-    if not (number.is_integer() and 0 <= number <= LARGEST_TOKENS):
+    if not 0 <= number <= LARGEST_TOKENS:
         raise ValueError(value)
-    return int(number)
+    return number
 
 
 def seconds(value: object) -> float:

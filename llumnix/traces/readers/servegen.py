@@ -18,12 +18,12 @@ import numpy as np
 
 from llumnix.errors import TraceError
 from llumnix.request import FloatArray, IntArray
-from llumnix.traces.base import Rng
-from llumnix.traces.readers.row import Row, Unusable, seconds, tokens
+from llumnix.traces.readers.row import BROKEN, Row, seconds, tokens
 
 BIN_S = 600.0
 WINDOW_S = 21_600.0
 NAME = "ServeGen chunk"
+NO_LENGTHS = Row(None, 0, 0, unusable="no length distribution")
 _FILE_NAME = re.compile(r"(.*)-(trace\.csv|dataset\.json)(?:\.gz)?")
 
 
@@ -70,8 +70,9 @@ def read_windows(dataset: TextIO, path: Path) -> dict[str, object]:
     return windows
 
 
-def rows(bins: Iterator[list[str]], windows: dict[str, object], rng: Rng) -> Iterator[Row | Unusable]:
+def rows(bins: Iterator[list[str]], windows: dict[str, object], seed: int) -> Iterator[Row]:
     """Requests drawn bin by bin; a broken bin counts as one broken row."""
+    rng = np.random.default_rng(seed)
     lengths: dict[int, tuple[_Distribution, _Distribution] | None] = {}
     for record in bins:
         if not record:
@@ -80,14 +81,14 @@ def rows(bins: Iterator[list[str]], windows: dict[str, object], rng: Rng) -> Ite
             start_s, rate, pattern = seconds(record[0]), seconds(record[1]), record[3]
             stamps = _stamps(pattern, seconds(record[4]), seconds(record[5]), rng) if rate > 0 else np.empty(0)
         except (ValueError, IndexError):
-            yield Unusable.broken
+            yield BROKEN
             continue
         window = int(start_s // WINDOW_S * WINDOW_S)
         if window not in lengths:
             lengths[window] = _lengths(windows.get(str(window)))
         drawn = lengths[window]
         if drawn is None:
-            yield from repeat(Unusable.no_lengths, len(stamps))
+            yield from repeat(NO_LENGTHS, len(stamps))
             continue
         prompts, outputs = (rng.choice(side.values, size=len(stamps), p=side.weights) for side in drawn)
         for stamp_s, prompt, output in zip(stamps, prompts, outputs, strict=True):
@@ -113,7 +114,7 @@ def _distribution(text: str) -> _Distribution:
     return _Distribution(values, weights / weights.sum())
 
 
-def _stamps(pattern: str, shape: float, scale: float, rng: Rng) -> FloatArray:
+def _stamps(pattern: str, shape: float, scale: float, rng: np.random.Generator) -> FloatArray:
     """Times (s after the start of the bin) whose gaps have the given distribution, up to the end of the bin."""
     if pattern not in {"Gamma", "Weibull"} or shape <= 0 or scale <= 0:
         raise ValueError(pattern)

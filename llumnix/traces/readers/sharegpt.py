@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 
 from llumnix.errors import TraceError
-from llumnix.traces.readers.row import Row, Unusable
+from llumnix.traces.readers.row import BROKEN, Row
 from llumnix.traces.readers.tables import JsonFormat
 
+ONE_TURN = Row(None, 0, 0, unusable="fewer than two turns")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -24,12 +25,12 @@ def sharegpt_format(tokenizer: str | None) -> JsonFormat:
     """The format with a tokenizer loaded; TraceError if there is none."""
     count_tokens = _token_counter(tokenizer)
 
-    def row(item: dict[str, object]) -> Row | Unusable:
+    def row(item: dict[str, object]) -> Row:
         turns = item["conversations"]
         if not isinstance(turns, list):
-            return Unusable.broken
+            return BROKEN
         if len(turns) < 2:
-            return Unusable.one_turn
+            return ONE_TURN
         return Row(None, count_tokens(turns[0]["value"]), count_tokens(turns[1]["value"]))
 
     counted = "words and punctuation counted as tokens" if tokenizer == "words" else f"tokenizer {tokenizer}"

@@ -6,9 +6,10 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from operator import itemgetter
+from typing import Any, TextIO
 
-from llumnix.traces.readers.row import Row, Unusable
+from llumnix.traces.readers.row import BROKEN, Row
 
 _CHUNK_CHARS = 1 << 20
 _LONGEST_OBJECT_CHARS = 1 << 26
@@ -27,21 +28,23 @@ class CsvFormat:
         """Whether a file with these column names is of this format."""
         return set(self.required) <= set(header)
 
-    def rows(self, header: Sequence[str], records: Iterator[list[str]]) -> Iterator[Row | Unusable]:
+    def rows(self, header: Sequence[str], records: Iterator[list[str]]) -> Iterator[Row]:
         """All rows after the header."""
         place = {name: index for index, name in enumerate(header)}
-        wanted = [place.get(name) for name in self.required + self.optional]
+        # Absent columns are read from a None that is put behind each record.
+        pick = itemgetter(*(place.get(name, -1) for name in self.required + self.optional))
         while True:
             try:
-                record = next(records)
+                record: list[Any] = next(records)
                 if not record:
                     continue
-                parsed: Row | Unusable = self.row([None if index is None else record[index] for index in wanted])
+                record.append(None)
+                row = self.row(pick(record))
             except StopIteration:
                 return
             except (ValueError, TypeError, IndexError, OverflowError, csv.Error):
-                parsed = Unusable.broken
-            yield parsed
+                row = BROKEN
+            yield row
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,15 @@ class JsonFormat:
 
     name: str
     fits: Callable[[dict[str, object]], bool]
-    row: Callable[[dict[str, object]], Row | Unusable]
+    row: Callable[[dict[str, object]], Row]
 
-    def rows(self, objects: Iterator[object]) -> Iterator[Row | Unusable]:
+    def rows(self, objects: Iterator[object]) -> Iterator[Row]:
         """One row per object; None stands for text that is no JSON."""
         for item in objects:
             try:
-                yield self.row(item) if isinstance(item, dict) else Unusable.broken
+                yield self.row(item) if isinstance(item, dict) else BROKEN
             except (ValueError, TypeError, KeyError, IndexError, OverflowError):
-                yield Unusable.broken
+                yield BROKEN
 
 
 def json_lines(text: TextIO) -> Iterator[object]:

@@ -1,0 +1,166 @@
+"""Random small runs that press on everything at once: memory, seats, budgets, ties in time, and migrations."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.cluster.virtual import RunResult, VirtualCluster
+from llumnix.engines.sim.cost import CostModel, StepCost
+from llumnix.engines.sim.spec import SimEngine
+from llumnix.load import FreenessRule, QueueDemand
+from llumnix.policies.dispatch import DispatchRule
+from llumnix.policies.migration import MigrationPolicy, RequestChoice
+from llumnix.policies.spec import LoadReports, QueueOrder, Scheduler
+from llumnix.request import Workload
+
+EXAMPLES = os.environ.get("LLUMNIX_EXAMPLES")
+"""How many random cases each property gets; unset: few, and the same ones every time."""
+
+
+def examples(quick: int) -> settings:
+    """Return the settings of a property test that runs `quick` fixed cases, or LLUMNIX_EXAMPLES random ones."""
+    return settings(
+        max_examples=int(EXAMPLES) if EXAMPLES else quick,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that one run depends on."""
+
+    workload: Workload
+    cluster: ClusterSpec
+    step_cost: StepCost
+    scheduler: Scheduler
+    engine: SimEngine
+    kv_bytes_per_token: int = 1000
+
+    def build(self, instance_type: Any = None) -> VirtualCluster:
+        """Return the cluster before its run; on fast instances unless another type is given."""
+        chosen = {} if instance_type is None else {"instance_type": instance_type}
+        cost = CostModel(self.step_cost, self.kv_bytes_per_token)
+        return VirtualCluster(self.workload, self.cluster, self.engine, cost, self.scheduler, **chosen)
+
+    def run(self, instance_type: Any = None) -> RunResult:
+        """Return the result of one run."""
+        return self.build(instance_type).run()
+
+
+def workload(rows: list[tuple[float, int, int, int]], label: str = "test") -> Workload:
+    """Return a workload of (arrival in s, prompt tokens, output tokens, priority) rows."""
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+    return Workload(
+        arrival_s=np.array(columns[0], dtype=np.float64),
+        prompt_tokens=np.array(columns[1], dtype=np.int64),
+        output_tokens=np.array(columns[2], dtype=np.int64),
+        priority=np.array(columns[3], dtype=np.int64),
+        label=label,
+        rows_in=len(rows),
+    )
+
+
+# Round numbers make events of different instances fall on the same instant; the others make them miss each other.
+_GAPS_MS = st.sampled_from([0, 0, 0, 1, 4, 10, 10, 20, 31, 35, 50, 100, 300, 0.37, 12.345678, 77.7])
+
+
+@st.composite
+def workloads(draw: st.DrawFn, most: int = 30) -> Workload:
+    """Return up to `most` requests in bursts and alone."""
+    fewest = draw(st.sampled_from([1, most // 4, most // 2]))
+    longest_prompt = draw(st.sampled_from([4, 16, 40, 90]))
+    longest_output = draw(st.sampled_from([2, 10, 60, 150, 150]))
+    highs = draw(st.sampled_from([(0,), (0, 0, 0, 1), (0, 1)]))
+    request = st.tuples(
+        _GAPS_MS, st.integers(1, longest_prompt), st.integers(1, longest_output), st.sampled_from(highs)
+    )
+    rows, now_ms = [], 0.0
+    for gap_ms, prompt, output, priority in draw(st.lists(request, min_size=fewest, max_size=most)):
+        now_ms += gap_ms
+        rows.append((now_ms / 1000, prompt, output, priority))
+    return workload(rows)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> ClusterSpec:
+    """Return a few small instances, most of them too small for comfort."""
+    block_size = draw(st.sampled_from([1, 2, 4, 4, 7, 16]))
+    tokens = draw(st.sampled_from([120, 160, 200, 260, 400, 2000]))
+    return ClusterSpec(
+        instances=draw(st.sampled_from([1, 2, 2, 3, 3, 4])),
+        block_size_tokens=block_size,
+        kv_blocks=max(2, tokens // block_size),
+        max_num_seqs=draw(st.sampled_from([1, 2, 3, 5, 256, 256, 256])),
+        max_num_batched_tokens=draw(st.sampled_from([40, 100, 12800])),
+        watermark_fraction=draw(st.sampled_from([0.0, 0.01, 0.05, 0.2])),
+    )
+
+
+@st.composite
+def step_costs(draw: st.DrawFn) -> StepCost:
+    """Return step costs: whole milliseconds as often as not, growing with the batch and its tokens or not at all."""
+    return StepCost(
+        step_gap_ms=draw(st.sampled_from([0, 4, 1.5])),
+        decode_base_ms=draw(st.sampled_from([1, 6, 10, 31.0, 30.97])),
+        decode_per_request_ms=draw(st.sampled_from([0, 0, 1, 0.55])),
+        decode_per_token_ms=draw(st.sampled_from([0, 0, 0.00144, 0.05, 0.3])),
+        prefill_floor_ms=draw(st.sampled_from([0, 20])),
+        prefill_base_ms=draw(st.sampled_from([-0.4, 1, 10])),
+        prefill_per_token_ms=draw(st.sampled_from([0.1, 0.2112, 1])),
+        prefill_per_token2_ms=draw(st.sampled_from([0, 3.98e-6, 0.01])),
+        prefill_per_request_ms=draw(st.sampled_from([0, 1])),
+        copy_latency_ms=draw(st.sampled_from([0, 1, 28, 300])),
+        last_copy_latency_ms=draw(st.sampled_from([0, 1, 14, 100])),
+        copy_bandwidth_gb_s=draw(st.sampled_from([100, 1e-2, 1e-3, 2.5e-4])),
+        migration_step_ms=draw(st.sampled_from([0, 0, 2, 5.5])),
+        control_ms=draw(st.sampled_from([1, 3, 10, 2.013])),
+    )
+
+
+@st.composite
+def schedulers(draw: st.DrawFn, load_reports: LoadReports | None) -> Scheduler:
+    """Return any combination of the scheduler's choices."""
+    out_blocks = draw(st.sampled_from([-3.0, 0.0, 3.0, 10.0, 50.0, 1000.0]))
+    return Scheduler(
+        name="test",
+        dispatch=draw(st.sampled_from([DispatchRule.freest, DispatchRule.freest, DispatchRule.round_robin])),
+        load_reports=load_reports or draw(st.sampled_from(LoadReports)),
+        queue_order=draw(st.sampled_from(QueueOrder)),
+        freeness=FreenessRule(
+            queue_demand=draw(st.sampled_from(QueueDemand)),
+            priorities=draw(st.booleans()),
+            headroom_target_tokens=draw(st.sampled_from([0, 50, 100])),
+        ),
+        migration=MigrationPolicy(
+            enabled=draw(st.sampled_from([True, True, True, True, False])),
+            period_s=draw(st.sampled_from([0.004, 0.01, 0.035, 0.05, 0.2])),
+            out_threshold_blocks=out_blocks,
+            in_threshold_blocks=out_blocks + draw(st.sampled_from([0.0, 0.0, 2.0])),
+            request_choice=draw(st.sampled_from(RequestChoice)),
+            preempted_is_source=draw(st.booleans()),
+            persistent_pairs=draw(st.booleans()),
+            max_stages=draw(st.integers(1, 4)),
+            last_stage_max_blocks=draw(st.sampled_from([0, 0, 1, 2, 5])),
+        ),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, load_reports: LoadReports | None = None) -> Case:
+    """Return a whole run; `load_reports` None: either reading."""
+    return Case(
+        workload=draw(workloads()),
+        cluster=draw(clusters()),
+        step_cost=draw(step_costs()),
+        scheduler=draw(schedulers(load_reports)),
+        engine=SimEngine(sample_period_s=draw(st.sampled_from([0.01, 0.0471, 0.3]))),
+    )

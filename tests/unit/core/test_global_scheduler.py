@@ -1,0 +1,199 @@
+"""The global scheduler on reports that a test writes by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from llumnix.load import FreenessRule, InstanceLoad
+from llumnix.policies.dispatch import DispatchRule
+from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Priority
+from llumnix.scheduler import GlobalScheduler
+
+EMPTY = InstanceLoad(0, 0, 0, 0, 0, 100, 100, 0, 16, 0, 0)
+
+
+class Reports:
+    """A report source whose loads are set by a test; `reads` counts how often each was looked at."""
+
+    def __init__(self, *free_blocks: int, settled: bool = True) -> None:
+        self.loads = [replace(EMPTY, instance_id=i, running=1, free_blocks=f) for i, f in enumerate(free_blocks)]
+        self.settled = settled
+        self.quiet_for = 0.0
+        self.asked: list[tuple[int, float]] = []
+        self.reads = [0] * len(free_blocks)
+
+    def latest(self, instance_id: int) -> tuple[InstanceLoad, bool]:
+        self.reads[instance_id] += 1
+        return self.loads[instance_id], self.settled
+
+    def earliest_loss(self, instance_id: int, blocks: float) -> float:
+        self.asked.append((instance_id, blocks))
+        return self.quiet_for
+
+    def free(self, instance_id: int, blocks: int) -> None:
+        self.loads[instance_id] = replace(self.loads[instance_id], free_blocks=blocks)
+
+
+def scheduler(reports: Reports, *, persistent: bool = False, rule: DispatchRule = DispatchRule.freest) -> GlobalScheduler:
+    policy = MigrationPolicy(
+        enabled=True, out_threshold_blocks=3, in_threshold_blocks=3, persistent_pairs=persistent, preempted_is_source=True
+    )
+    spec = Scheduler(dispatch=rule, freeness=FreenessRule(priorities=True, headroom_target_tokens=480), migration=policy)
+    return GlobalScheduler(spec, range(len(reports.loads)), reports)
+
+
+# --- dispatch
+
+
+def test_round_robin_takes_turns_whatever_the_load() -> None:
+    turns = scheduler(Reports(1, 90, 50), rule=DispatchRule.round_robin)
+    assert [turns.dispatch(p) for p in (Priority.NORMAL, Priority.HIGH) * 3] == [0, 1, 2, 0, 1, 2]
+
+
+def test_round_robin_goes_by_instance_id_in_whatever_order_they_were_given() -> None:
+    turns = GlobalScheduler(Scheduler(dispatch=DispatchRule.round_robin), [2, 0, 1], Reports(1, 2, 3))
+    assert [turns.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 1, 2, 0]
+
+
+def test_dispatch_goes_to_the_freest_and_among_equals_to_the_highest_id() -> None:
+    assert scheduler(Reports(10, 40, 30)).dispatch(Priority.NORMAL) == 1
+    assert scheduler(Reports(10, 40, 40, 7)).dispatch(Priority.NORMAL) == 2
+    assert scheduler(Reports(5, 5, 5)).dispatch(Priority.NORMAL) == 2
+
+
+def test_falling_freeness_is_seen_without_a_touch_and_rising_freeness_after_one() -> None:
+    reports = Reports(10, 40, 30)
+    ranked = scheduler(reports)
+    assert ranked.dispatch(Priority.NORMAL) == 1
+    reports.free(1, 20)
+    assert ranked.dispatch(Priority.NORMAL) == 2
+    reports.free(0, 99)
+    ranked.touch(0)
+    assert ranked.dispatch(Priority.NORMAL) == 0
+
+
+def test_an_unsettled_report_is_read_again_without_a_touch() -> None:
+    reports = Reports(10, 40, settled=False)
+    ranked = scheduler(reports)
+    assert ranked.dispatch(Priority.NORMAL) == 1
+    reports.free(0, 99)
+    assert ranked.dispatch(Priority.NORMAL) == 0
+
+
+def test_settled_reports_of_instances_far_behind_are_not_read_again() -> None:
+    reports = Reports(*range(100))
+    ranked = scheduler(reports)
+    for _ in range(50):
+        assert ranked.dispatch(Priority.NORMAL) == 99
+    assert max(reports.reads[:99]) == 1
+
+
+def test_each_class_has_its_own_ranking() -> None:
+    reports = Reports(80, 60)
+    reports.loads[1] = replace(reports.loads[1], high_priority=1)  # headroom: 100 - 480/16 = 70 blocks
+    ranked = scheduler(reports)
+    assert ranked.dispatch(Priority.NORMAL) == 0  # 80 against 60 - 70
+    assert ranked.dispatch(Priority.HIGH) == 1  # 80 - 70 against 60
+
+
+# --- migration
+
+
+def test_a_round_returns_the_pairs_that_can_start() -> None:
+    rounds = scheduler(Reports(1, 50, 2, 40))
+    assert rounds.migration_round(0) == [Pair(0, 1), Pair(2, 3)]
+    rounds.migration_started(Pair(0, 1))
+    assert rounds.migration_round(1) == [Pair(2, 3)]
+    assert not rounds.may_start(Pair(3, 1))
+    assert not rounds.may_start(Pair(0, 2))
+    rounds.migration_ended(Pair(0, 1))
+    assert rounds.migration_round(2) == [Pair(0, 1), Pair(2, 3)]
+
+
+def test_busy_instances_keep_their_place_in_the_pairing() -> None:
+    reports = Reports(1, 50, 2, 40)
+    rounds = scheduler(reports)
+    rounds.migration_started(Pair(2, 1))
+    assert rounds.migration_round(0) == []  # 0 is paired with 1, 2 with 3, and of each pair one is busy
+
+
+def test_without_persistence_a_source_sends_one_request_a_round() -> None:
+    rounds = scheduler(Reports(1, 50))
+    [move] = rounds.migration_round(0)
+    rounds.migration_started(move)
+    assert rounds.migration_ended(move) is None
+
+
+def test_a_persistent_pair_goes_on_until_a_round_parts_it() -> None:
+    reports = Reports(1, 50)
+    rounds = scheduler(reports, persistent=True)
+    [move] = rounds.migration_round(0)
+    for _ in range(3):
+        rounds.migration_started(move)
+        assert rounds.migration_ended(move) == move
+    rounds.migration_started(move)
+    reports.free(0, 20)
+    assert rounds.migration_round(1) == []
+    assert rounds.migration_ended(move) is None
+
+
+def test_a_persistent_pair_is_confirmed_by_a_round_in_the_middle_of_its_migration() -> None:
+    rounds = scheduler(Reports(1, 50), persistent=True)
+    [move] = rounds.migration_round(0)
+    rounds.migration_started(move)
+    assert rounds.migration_round(1) == []  # it is busy
+    assert rounds.migration_ended(move) == move
+
+
+def test_a_round_that_pairs_a_source_anew_ends_its_old_pair() -> None:
+    reports = Reports(1, 50, 40)
+    rounds = scheduler(reports, persistent=True)
+    [move] = rounds.migration_round(0)
+    assert move == Pair(0, 1)
+    rounds.migration_started(move)
+    reports.free(1, 30)
+    assert rounds.migration_round(1) == []  # 0 goes with 2 now, but it is busy
+    assert rounds.migration_ended(move) is None
+
+
+def test_an_instance_with_blocks_to_spare_is_not_read_while_it_cannot_have_lost_them() -> None:
+    reports = Reports(20, 90)
+    reports.quiet_for = 10.0
+    rounds = scheduler(reports)
+    assert rounds.migration_round(0.0) == []
+    assert reports.asked == [(0, 17.0), (1, 87.0)]  # what is above the threshold, of the whole batch
+    reports.free(0, 1)
+    assert rounds.migration_round(9.9) == []
+    assert reports.reads == [1, 1]
+    assert rounds.migration_round(10.0) == [Pair(0, 1)]
+
+
+def test_a_touch_ends_the_quiet_time() -> None:
+    reports = Reports(20, 90)
+    reports.quiet_for = math.inf
+    rounds = scheduler(reports)
+    assert rounds.migration_round(0.0) == []
+    reports.free(0, 1)
+    rounds.touch(0)
+    assert rounds.migration_round(1.0) == [Pair(0, 1)]
+
+
+def test_an_unsettled_instance_is_read_in_every_round() -> None:
+    reports = Reports(20, 90, settled=False)
+    reports.quiet_for = math.inf
+    rounds = scheduler(reports)
+    assert rounds.migration_round(0.0) == []
+    reports.free(0, 1)
+    assert rounds.migration_round(1.0) == [Pair(0, 1)]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_idle_instance_gives_nothing_and_takes_first(persistent: bool) -> None:
+    reports = Reports(1, 60, 0)
+    reports.loads[2] = replace(EMPTY, instance_id=2)
+    assert scheduler(reports, persistent=persistent).migration_round(0) == [Pair(0, 2)]
