@@ -52,11 +52,14 @@ class Case:
 
 CASES = [Case("W1", "mm_q42.csv.gz", 851, 2.2), Case("W2", "conv_q60.csv.gz", 6900, 0.75)]
 
+# Vidur's tables for LLaMA-2-7B. Copies between instances keep the costs of conf/gpu/a10.yaml.
 COSTS = {
     "step_gap_ms": 0,
     "decode_base_ms": 9.08,
     "decode_per_request_ms": 0.0684,
     "decode_per_token_ms": 3.35e-4,
+    "prefill_floor_ms": 0,
+    "prefill_per_request_ms": 0,
     "prefill_base_ms": 6.97,
     "prefill_per_token_ms": 0.0564,
     "prefill_per_token2_ms": 4.05e-6,

@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper for figures: leaves out what is in `exclude`, checks options instead of combinations, keeps a log.
+"""Hydra's basic sweeper for figures: leaves out what is in `exclude`, checks options not combinations, keeps a log.
 
 The expansion of sweeps is Hydra's own. Composing a configuration takes Hydra a tenth of a second, and the basic sweeper
 composes every job once more before it launches any; here as many jobs are composed as it takes to see every override.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import OmegaConf
@@ -33,8 +34,8 @@ class FigureSweeper(BasicSweeper):
     def _parse_config(self) -> list[str]:
         """hydra.sweeper.params as written: a value like ${trace.paper_qps.0} is for each job to resolve, not for us."""
         assert self.config is not None
-        params = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)["params"] or {}
-        return [f"{key}={value}" for key, value in params.items()]
+        sweeper: Any = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        return [f"{key}={value}" for key, value in (sweeper["params"] or {}).items()]
 
     def _begin(self) -> None:
         """Drop the excluded jobs, write the plan of the others, and tell each of them where to report."""
@@ -42,8 +43,8 @@ class FigureSweeper(BasicSweeper):
 
         assert self.config is not None
         assert self.overrides is not None
-        defaults = OmegaConf.to_container(self.config.hydra.runtime.choices)
-        exclude = OmegaConf.to_container(self.config.exclude)
+        defaults: Any = OmegaConf.to_container(self.config.hydra.runtime.choices)
+        exclude: Any = OmegaConf.to_container(self.config.exclude)
         batches = [
             [job for job in batch if not sweep.is_excluded(sweep.chosen(job, defaults), exclude)]
             for batch in self.overrides

@@ -133,24 +133,25 @@ def _array(field: pa.Field, column: np.ndarray[Any, Any] | Sequence[Any]) -> pa.
         return pa.DictionaryArray.from_arrays(_numbers(pa.int32(), numbers, None), _strings(list(codes)))
     if pa.types.is_string(field.type):
         return _strings(column)
-    if isinstance(column, np.ndarray):
-        empty = np.isnan(column) if column.dtype.kind == "f" else column < 0 if column.dtype.kind == "i" else None
-    else:
-        empty = np.array([value is None for value in column], dtype=bool)
-        column = np.array([0 if value is None else value for value in column])
-    if not field.nullable:
-        if column.dtype.kind == "f" and np.isnan(column).any():
-            raise ValueError(f"column {field.name} of the records has empty values")
-        empty = None
-    return _numbers(field.type, column, empty)
+    kind = np.dtype(bool if pa.types.is_boolean(field.type) else field.type.to_pandas_dtype())
+    empty: np.ndarray[Any, Any] | None = None
+    if not isinstance(column, np.ndarray):
+        if None in column:
+            empty = np.array([value is None for value in column])
+            column = [0 if value is None else value for value in column]
+        column = np.array(column, dtype=kind)
+    elif field.nullable and column.dtype.kind == "i":
+        empty = column < 0
+    if column.dtype.kind == "f":
+        empty = np.isnan(column) if empty is None else empty | np.isnan(column)
+    if empty is not None and not field.nullable and empty.any():
+        raise ValueError(f"column {field.name} of the records has empty values")
+    return _numbers(field.type, column.astype(kind, casting="same_kind", copy=False), empty)
 
 
 def _numbers(kind: pa.DataType, column: np.ndarray[Any, Any], empty: np.ndarray[Any, Any] | None) -> pa.Array:
-    """Numbers or booleans, null where `empty` is True."""
-    if pa.types.is_boolean(kind):
-        values = np.packbits(np.asarray(column, dtype=bool), bitorder="little")
-    else:
-        values = np.ascontiguousarray(column).astype(kind.to_pandas_dtype(), casting="same_kind", copy=False)
+    """Numbers of the type `kind`, or booleans; null where `empty` is True."""
+    values = np.packbits(column, bitorder="little") if column.dtype == bool else np.ascontiguousarray(column)
     valid = pa.py_buffer(np.packbits(~empty, bitorder="little")) if empty is not None and empty.any() else None
     return pa.Array.from_buffers(kind, len(column), [valid, pa.py_buffer(values)])
 

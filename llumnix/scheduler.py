@@ -1,8 +1,8 @@
 """The global scheduler: reports in, decisions out. Sans-IO, and owner of no request state.
 
-It does not know whether its instances are simulated or real. A `ReportSource` answers with the latest report of an
-instance; `touch` says that a newer one may be better than what was last seen. Between two touches the freeness of an
-instance can only fall (running requests fill blocks), which lets the scheduler look at few instances instead of all.
+It does not know whether its instances are simulated or real. A `ReportSource` answers with the report of an instance
+that is visible now, and with an outlook that stays good until the instance is touched; the outlook lets the scheduler
+leave most instances alone when it dispatches a request or holds a migration round.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from llumnix.request import Priority
 class ReportSource(Protocol):
     """Where the scheduler reads reports. Times are in the clock of the source; the scheduler only compares them."""
 
-    def latest(self, instance_id: int) -> tuple[InstanceLoad, bool]:
-        """Return the latest report, and whether it is settled: without a `touch` no later one shows more freeness."""
+    def latest(self, instance_id: int) -> InstanceLoad:
+        """Return the report that is visible now."""
+
+    def outlook(self, instance_id: int) -> tuple[InstanceLoad, InstanceLoad]:
+        """Return what reports can say until the instance is touched: the first load, then the second with ever fewer
+        free blocks, as running requests fill them. Where reports come one by one, both are the latest one.
+        """
 
     def earliest_loss(self, instance_id: int, blocks: float) -> float:
-        """Return a time before which the instance cannot fill `blocks` more blocks unless it is touched."""
+        """Return a time before which, untouched, the second load of the outlook cannot lose `blocks` free blocks."""
 
 
 class FreenessRanking:
@@ -35,7 +40,7 @@ class FreenessRanking:
     def __init__(
         self, instance_ids: Sequence[int], reports: ReportSource, rule: FreenessRule, priority: Priority
     ) -> None:
-        self.unsettled = set(instance_ids)
+        self.touched = set(instance_ids)
         self._reports = reports
         self._rule = rule
         self._priority = priority
@@ -44,30 +49,35 @@ class FreenessRanking:
 
     def freest(self) -> int:
         """Return the instance of highest freeness now; among equals the highest id, as the released code does."""
-        for instance_id in sorted(self.unsettled):
-            if self._sharpen(instance_id):
-                self.unsettled.discard(instance_id)
-        if len(self._heap) > 4 * len(self._entry) + 64:
-            self._heap = sorted(self._entry.values())
+        reports, rule, priority, entries = self._reports, self._rule, self._priority, self._entry
+        for instance_id in self.touched:
+            first, second = reports.outlook(instance_id)
+            freeness = dispatch_freeness(first, rule, priority)
+            if second is not first:
+                freeness = max(freeness, dispatch_freeness(second, rule, priority))
+            self._enter(instance_id, freeness)
+        self.touched.clear()
+        if len(self._heap) > 4 * len(entries) + 64:
+            self._heap = sorted(entries.values())
+        heap = self._heap
         while True:
-            top = self._heap[0]
+            top = heap[0]
             instance_id = -top[1]
-            if self._entry[instance_id] is not top:
-                heapq.heappop(self._heap)
+            if entries[instance_id] is not top:
+                heapq.heappop(heap)
                 continue
-            self._sharpen(instance_id)
-            if self._entry[instance_id][0] <= top[0]:
+            load = reports.latest(instance_id)
+            freeness = dispatch_freeness(load, rule, priority)
+            if freeness == -top[0]:
                 return instance_id
+            self._enter(instance_id, freeness)
+            if load is not reports.outlook(instance_id)[1]:
+                self.touched.add(instance_id)  # the second load of its outlook is still to come
 
-    def _sharpen(self, instance_id: int) -> bool:
-        load, settled = self._reports.latest(instance_id)
-        freeness = dispatch_freeness(load, self._rule, self._priority)
-        entry = self._entry.get(instance_id)
-        if entry is None or entry[0] != -freeness:
-            entry = (-freeness, -instance_id)
-            self._entry[instance_id] = entry
-            heapq.heappush(self._heap, entry)
-        return settled
+    def _enter(self, instance_id: int, freeness: float) -> None:
+        entry = (-freeness, -instance_id)
+        self._entry[instance_id] = entry
+        heapq.heappush(self._heap, entry)
 
 
 class GlobalScheduler:
@@ -78,15 +88,15 @@ class GlobalScheduler:
         self._ids = sorted(instance_ids)
         self._reports = reports
         self._turn = 0
-        self._rankings = {p: FreenessRanking(self._ids, reports, spec.freeness, p) for p in Priority}
+        self._rankings: dict[Priority, FreenessRanking] = {}  # of the classes that have occurred
         self._quiet_until: dict[int, float] = dict.fromkeys(self._ids, -math.inf)
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
 
     def touch(self, instance_id: int) -> None:
-        """Note that the next report of this instance may differ from the last one by more than filled blocks."""
-        self._rankings[Priority.NORMAL].unsettled.add(instance_id)
-        self._rankings[Priority.HIGH].unsettled.add(instance_id)
+        """Note that the outlook of this instance has changed."""
+        for ranking in self._rankings.values():
+            ranking.touched.add(instance_id)
         self._quiet_until[instance_id] = -math.inf
 
     def dispatch(self, priority: Priority) -> int:
@@ -95,17 +105,18 @@ class GlobalScheduler:
             instance_id = self._ids[self._turn % len(self._ids)]
             self._turn += 1
             return instance_id
+        if priority not in self._rankings:
+            self._rankings[priority] = FreenessRanking(self._ids, self._reports, self.spec.freeness, priority)
         return self._rankings[priority].freest()
 
     def migration_round(self, now: float) -> list[Pair]:
         """Pair sources with destinations and return the pairs that can start now: neither side is in a migration."""
-        due = {i: self._reports.latest(i) for i, until in self._quiet_until.items() if until <= now}
-        sources = [i for i, (load, settled) in due.items() if self._examine(load, settled)]
+        sources = [i for i, until in self._quiet_until.items() if until <= now and self._is_source(i, now)]
         policy = self.spec.migration
         if not sources or (self._busy.issuperset(sources) and not policy.persistent_pairs):
             self._pairs.clear()
             return []
-        loads = [due[i][0] if i in due else self._reports.latest(i)[0] for i in self._ids]
+        loads = [self._reports.latest(instance_id) for instance_id in self._ids]
         pairs = pair(loads, policy, self.spec.freeness)
         self._pairs = {p.source: p.destination for p in pairs}
         return [p for p in pairs if self.may_start(p)]
@@ -125,14 +136,19 @@ class GlobalScheduler:
             return move
         return None
 
-    def _examine(self, load: InstanceLoad, settled: bool) -> bool:
+    def _is_source(self, instance_id: int, now: float) -> bool:
         """Tell whether an instance is a source; if not, note how long it cannot become one without being touched."""
-        policy = self.spec.migration
-        freeness = migration_freeness(load, self.spec.freeness)
-        if is_source(load, freeness, policy):
-            return True
-        if settled:
-            requests = load.running + (1 if load.waiting else 0)
-            spare = (freeness - policy.out_threshold_blocks) * requests if requests else math.inf
-            self._quiet_until[load.instance_id] = self._reports.earliest_loss(load.instance_id, spare)
-        return False
+        policy, rule = self.spec.migration, self.spec.freeness
+        first, second = self._reports.outlook(instance_id)
+        freeness = migration_freeness(second, rule)
+        if not is_source(second, freeness, policy) and (
+            first is second or not is_source(first, migration_freeness(first, rule), policy)
+        ):
+            requests = second.running + (1 if second.waiting else 0)
+            spare = (freeness - policy.out_threshold_blocks) * requests
+            until = self._reports.earliest_loss(instance_id, spare) if second.running else math.inf
+            self._quiet_until[instance_id] = until
+            if until > now:
+                return False
+        load = self._reports.latest(instance_id)
+        return is_source(load, migration_freeness(load, rule), policy)

@@ -15,7 +15,19 @@ from omegaconf.errors import OmegaConfBaseException
 from llumnix.errors import LlumnixError
 
 MULTIRUN = {"-m", "--multirun"}
-NOT_A_SWEEP = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-r", "--run", "-sc", "--shell-completion"}
+NOT_A_SWEEP = {
+    "-h",
+    "--help",
+    "--hydra-help",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-r",
+    "--run",
+    "-sc",
+    "--shell-completion",
+}
 INSTALL = {
     "submitit": "pip install '.[slurm]'",
     "ray": "pip install '.[ray-launcher]'",
@@ -24,10 +36,15 @@ INSTALL = {
 
 
 def with_multirun(argv: Sequence[str], experiments: Path) -> list[str]:
-    """Add --multirun if the chosen experiment sweeps and nothing on the command line says otherwise."""
+    """Put --multirun first, adding it if the chosen experiment sweeps and nothing on the command line says otherwise.
+
+    Hydra's parser takes no override after a flag if there was one before it.
+    """
+    if is_multirun(argv):
+        return ["--multirun", *(word for word in argv if word not in MULTIRUN)]
     flags = {word.partition("=")[0] for word in argv if word.startswith("-")}
     chosen = [word.partition("=")[2] for word in argv if re.match(r"\+{0,2}experiment=", word)]
-    if flags & (MULTIRUN | NOT_A_SWEEP) or not chosen or not _sweeps(experiments / f"{chosen[-1]}.yaml"):
+    if flags & NOT_A_SWEEP or not chosen or not _sweeps(experiments / f"{chosen[-1]}.yaml"):
         return list(argv)
     return ["--multirun", *argv]
 
@@ -47,13 +64,15 @@ def one_sentence(error: BaseException) -> str:
         return f"{error.override}: not understood as key=value ({_joined(error.message.splitlines()[0])})"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _composition(error)
+    if unknown := re.search(r"object has no attribute '(\w+)'", str(error)):  # +key=value goes past Hydra's own check
+        return _unknown_key(unknown[1])
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return f"{type(error).__name__}: {_joined(str(error))}".removesuffix(": ")
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """True if a process of joblib's pool died; the class is told by its name, to import joblib only where it is used."""
+    """True if a process of joblib's pool died. Told by the name of the class, since joblib may not be imported."""
     return any(cls.__name__ in ("BrokenProcessPool", "TerminatedWorkerError") for cls in type(error).__mro__)
 
 
@@ -83,8 +102,8 @@ def _unknown_option(text: str) -> str:
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = re.findall(r"^\t(\S+)$", listing, flags=re.MULTILINE)
     close = difflib.get_close_matches(option, options, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{group}={option}: no such option; {hint}There are: {', '.join(options) or 'none'}"
+    hint = f"did you mean {close[0]}? - " if close else ""
+    return f"{group}={option}: no such option; {hint}there are {', '.join(options) or 'none'}"
 
 
 def _composition(error: BaseException) -> str:
@@ -98,7 +117,9 @@ def _composition(error: BaseException) -> str:
         return f"{sweep[1]}: several values are a sweep, add -m"
     merging = re.search(r"Error merging override (.+)", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Error merging override)", line)]
+    lines = [
+        line for line in lines if not re.match(r"(full_key|object_type|reference_type|Error merging override)", line)
+    ]
     key = re.search(r"full_key: (\S+)", text)
     where = merging[1] if merging else key[1] if key else ""
     return f"{where}: {_joined(' '.join(lines))}" if where else _joined(" ".join(lines))

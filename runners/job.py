@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llumnix.errors import ConfigError
+from llumnix.errors import ConfigError, LlumnixError
 from runners import provenance
 from runners.command_line import one_sentence
 from runners.config import ServeConfig
@@ -40,7 +40,10 @@ Progress = Callable[[int, int], None]
 def job_of_sweep(cfg: DictConfig) -> None:
     """Hydra's task function of a sweep, in whatever process: run the job and add its outcome to the sweep's log."""
     log = SweepLog.of_this_job()
-    assert log is not None, "hydra.sweeper must be the one of conf/serve.yaml"
+    if log is None:
+        raise ConfigError(
+            "hydra.sweeper must be FigureSweeper, as in conf/serve.yaml: leave out hydra.sweeper._target_."
+        )
     if cfg.fail_fast and log.any_failed():
         outcome = Outcome(state=State.STOPPED, settings=_settings(cfg))
     else:
@@ -52,18 +55,19 @@ def run(cfg: DictConfig, *, root: Path, git: Mapping[str, Any] | None, progress:
     """Run the composed job `cfg` into the experiment directory `root`, unless it is done, excluded or a dry run."""
     started = time.perf_counter()
     hydra = HydraConfig.get()
-    if is_excluded(hydra.runtime.choices, OmegaConf.to_container(cfg.exclude)):
+    exclude: Any = OmegaConf.to_container(cfg.exclude)
+    if is_excluded(hydra.runtime.choices, exclude):
         return Outcome(state=State.EXCLUDED, settings=_settings(cfg))
     try:
         config = OmegaConf.to_object(cfg)
-        resolved = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    except (ConfigError, OmegaConfBaseException) as error:
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    except (LlumnixError, OmegaConfBaseException, AttributeError) as error:
         return Outcome(state=State.INVALID, settings=_settings(cfg), message=one_sentence(error))
     assert isinstance(config, ServeConfig)
     asked = {
         "name": config.name,
         "config": job_config(resolved),
-        "overrides": list(hydra.overrides.task),
+        "overrides": _overrides(),
         "choices": {group: option for group, option in hydra.runtime.choices.items() if "/" not in group},
         "git": git,
     }
@@ -113,7 +117,7 @@ def _run(config: ServeConfig, asked: dict[str, Any], root: Path, progress: Progr
                 return _done_already(directory, asked["git"])
             return _run_locked(config, asked, directory, progress)
     except OSError as error:
-        message = f"cannot write results to {shown(directory.path)}: {error.strerror or error}"
+        message = f"cannot write results ({one_sentence(error)})"
         return Outcome(state=State.FAILED, directory=shown(directory.path), message=message)
 
 
@@ -131,9 +135,11 @@ def _run_locked(
         with directory.publishing() as part:
             _write(part, asked, requests, result, started)
     except ConfigError as error:
-        outcome.state, outcome.message = State.INVALID, one_sentence(error)
+        outcome.state, outcome.message, outcome.directory = State.INVALID, one_sentence(error), ""
     except Exception as error:
         outcome.state, outcome.message = State.FAILED, one_sentence(error)
+        if isinstance(error, OSError):
+            outcome.message = f"cannot write results ({outcome.message})"
         asked["wall_s"] = time.perf_counter() - started
         failure = {"error": outcome.message, "traceback": traceback.format_exc(), **asked}
         with contextlib.suppress(OSError):  # a full disk has no room for the reason either; the outcome still says it
@@ -182,11 +188,11 @@ def _done_already(directory: RunDirectory, git: Mapping[str, Any] | None) -> Out
 
 def _settings(cfg: DictConfig) -> dict[str, str]:
     """The job's overrides as people would read them: chosen options by name, interpolations by value."""
-    hydra = HydraConfig.get()
+    choices = HydraConfig.get().runtime.choices
     settings = {}
-    for override in hydra.overrides.task:
+    for override in _overrides():
         key, _, value = override.lstrip("+").partition("=")
-        if key not in hydra.runtime.choices:
+        if key not in choices:
             with contextlib.suppress(OmegaConfBaseException):
                 value = str(OmegaConf.select(cfg, key))
         settings[key] = value
@@ -196,6 +202,12 @@ def _settings(cfg: DictConfig) -> dict[str, str]:
 def shown(path: Path) -> str:
     """Relative to the current directory if it is inside."""
     return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _overrides() -> list[str]:
+    """The job's overrides as given; an interpolation in them need not resolve."""
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(overrides)
 
 
 def _say_waiting(path: Path) -> None:

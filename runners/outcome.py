@@ -13,7 +13,7 @@ class State(StrEnum):
     DONE = "done"
     SKIPPED = "done already"
     FAILED = "failed"
-    INVALID = "wrong configuration"
+    INVALID = "wrong input"
     EXCLUDED = "not in the figure"
     STOPPED = "not started"
     PLANNED = "would run"

@@ -26,15 +26,15 @@ HEADLINES = {
 """Beginning of the keys in summary.json -> name, unit and factor for people."""
 
 
-def line(number: int, total: int, outcome: Outcome, keys: Sequence[str]) -> str:
+def line(outcome: Outcome, keys: Sequence[str], counter: str = "") -> str:
     """`[17/80] trace=m_m scheduler=llumnix qps=7.6  done  0.41 s`, with the settings named in `keys`."""
-    settings = " ".join(f"{key}={outcome.settings[key]}" for key in keys if key in outcome.settings)
-    words = [f"[{number:{len(str(total))}d}/{total}] {settings}".rstrip(), str(outcome.state)]
+    settings = [f"{key}={outcome.settings[key]}" for key in keys if key in outcome.settings]
+    words = [" ".join([counter] * bool(counter) + settings), str(outcome.state)]
     if outcome.state is State.DONE:
         words.append(f"{outcome.wall_s:.2f} s")
     if outcome.message:
         words.append(outcome.message)
-    return "  ".join(words)
+    return "  ".join(filter(None, words))
 
 
 def sweep_table(outcomes: Sequence[Outcome], plan: Mapping[str, Any], wall_s: float) -> None:

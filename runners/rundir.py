@@ -1,8 +1,8 @@
 """The directory of one run: its state, its lock, and results that appear whole or not at all.
 
-    <root>/runs/<id>/        run.json, *.parquet, then summary.json; or run.json, failure.json
-    <root>/runs/.<id>.part/  files being written; whoever holds the lock next removes what a killed process left
-    <root>/.locks/<id>       held while a process is at the run
+<root>/runs/<id>/        run.json, *.parquet, then summary.json; or run.json, failure.json
+<root>/runs/.<id>.part/  files being written; whoever holds the lock next removes what a killed process left
+<root>/.locks/<id>       held while a process is at the run
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from runners.sweep import ENV, Follower, SweepLog
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # Ctrl-C and SIGTERM alike
 FULL_ERROR = "HYDRA_FULL_ERROR"
+WITH_TRACEBACK = os.environ.get(FULL_ERROR) == "1"
 WRONG_CONFIGURATION = (HydraException, OmegaConfBaseException, ConfigError)
 OTHER_CODE = "Some of these results were made by another commit of the code; force=true makes them anew."
 
@@ -40,16 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv[1:] = words
     # Without this a SIGTERM would leave joblib's workers behind, alive and waiting for good.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them
     try:
         return _sweep() if is_multirun(words) else _single()
     except WRONG_CONFIGURATION as error:
-        if full:
+        if WITH_TRACEBACK:
             raise
         return _say(one_sentence(error), USAGE)
     except OSError as error:
-        if full:
+        if WITH_TRACEBACK:
             raise
         return _say(f"Cannot write results: {one_sentence(error)}", FAILED)
 
@@ -68,7 +68,9 @@ def _single() -> int:
     if not outcomes:  # Hydra only showed something
         return 0
     outcome = outcomes[0]
-    _print(report.line(1, 1, outcome, list(outcome.settings)))
+    if outcome.state is State.INVALID:
+        return _say(outcome.message, USAGE)
+    _print(report.line(outcome, list(outcome.settings)))
     if outcome.state in report.WITH_RESULTS:
         report.run_table(outcome)
     if outcome.other_code:
@@ -82,31 +84,20 @@ def _sweep() -> int:
     started = time.perf_counter()
     follower = Follower(lambda log, number, outcome: _print(_line(log, number, outcome)))
     follower.start()
-    problem, code = "", 0
     try:
-        _hydra(job_of_sweep)
-    except KeyboardInterrupt:
-        problem, code = "Interrupted", INTERRUPTED
-    except WRONG_CONFIGURATION as error:
-        if SweepLog.of_this_job() is None:
-            raise
-        problem, code = one_sentence(error), USAGE
-    except Exception as error:
-        if not is_lost_worker(error):
-            raise
-        problem, code = "A worker process was killed, perhaps for want of memory", FAILED
+        problem, code = _launch()
     finally:
         follower.stop()
         log = SweepLog.of_this_job()
         os.environ.pop(ENV, None)
-    if log is None:
+    if log is None:  # Hydra only showed something
         return _say(problem, code) if problem else 0
     outcomes, plan = log.outcomes(), log.plan()
     if problem:
         from runners.rundir import remove_leftovers
 
         remove_leftovers(log.experiment_directory)
-        if outcomes and code != USAGE:
+        if code != USAGE:
             kept = sum(outcome.state in report.WITH_RESULTS for outcome in outcomes)
             problem += f": {kept} of {plan['jobs']} runs are done and kept; the same command goes on with the rest."
         _say(problem, code)
@@ -117,8 +108,28 @@ def _sweep() -> int:
         _print(OTHER_CODE)
     if not plan["jobs"]:
         _print("Every combination asked for is one that the figure does not have; exclude=[] runs it all the same.")
-    _print(str(shown(log.experiment_directory / "runs")))
+    _print(shown(log.experiment_directory / "runs"))
     return code or _exit_code(outcomes)
+
+
+def _launch() -> tuple[str, int]:
+    """Let Hydra run all jobs; what kept it from that, if anything, and the exit code for it.
+
+    Errors from before the first job are raised. Those of jobs are not seen here: they are outcomes.
+    """
+    try:
+        _hydra(job_of_sweep)
+    except KeyboardInterrupt:
+        return "Interrupted", INTERRUPTED
+    except Exception as error:
+        if WITH_TRACEBACK or SweepLog.of_this_job() is None:
+            raise
+        if isinstance(error, WRONG_CONFIGURATION):
+            return one_sentence(error), USAGE
+        if is_lost_worker(error):
+            return "A worker process was killed, perhaps for want of memory", FAILED
+        return f"The launcher failed ({one_sentence(error)})", FAILED
+    return "", 0
 
 
 def _hydra(task: Callable[[DictConfig], None]) -> None:
@@ -134,7 +145,8 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
 
 def _line(log: SweepLog, number: int, outcome: Outcome) -> str:
     plan = log.plan()
-    return report.line(number, plan["jobs"], outcome, plan["varying"])
+    total = str(plan["jobs"])
+    return report.line(outcome, plan["varying"], counter=f"[{number:{len(total)}d}/{total}]")
 
 
 @contextlib.contextmanager
@@ -151,8 +163,11 @@ def _progress_bar() -> Iterator[Progress | None]:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`; the jobs are no less wanted
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _say(problem: str, code: int) -> int:

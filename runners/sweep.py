@@ -132,10 +132,10 @@ def covering(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The keys that differ between jobs, in the order given."""
+    """The keys that differ between jobs, or may once interpolations are resolved; all keys if none does."""
     values: dict[str, set[str]] = {}
     for job in jobs:
         for override in job:
             key, _, value = override.partition("=")
             values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1]
+    return [key for key, found in values.items() if len(found) > 1 or "$" in min(found)] or list(values)

@@ -38,7 +38,9 @@ class Verdict(StrEnum):
 
 
 GAIN = (0.8, 1.25)
-"""Reproduced ratios: ln(measured) / ln(paper) lies in this range."""
+"""Reproduced ratios: ln(measured) / ln(paper) lies in this range ..."""
+RATIO = 1.5
+"""... and the measured ratio is within this factor of the paper's, which is what binds for large ones."""
 REDUCTION = 0.10
 """Reproduced reductions: within this many (100 percentage) points of the paper's."""
 ABSOLUTE = 1.25
@@ -80,7 +82,8 @@ class Claim:
 
     def _near(self, measured: float) -> bool:
         if self.kind is Kind.RATIO_UP_TO:
-            return GAIN[0] <= math.log(measured) / math.log(self.expected) <= GAIN[1]
+            gain = math.log(measured) / math.log(self.expected)
+            return GAIN[0] <= gain <= GAIN[1] and 1 / RATIO <= measured / self.expected <= RATIO
         if self.kind is Kind.REDUCTION_MEAN:
             return abs(measured - self.expected) <= REDUCTION
         return 1 / ABSOLUTE <= measured / self.expected <= ABSOLUTE

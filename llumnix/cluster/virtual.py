@@ -25,7 +25,7 @@ from llumnix.errors import ConfigError
 from llumnix.load import InstanceLoad, migration_freeness
 from llumnix.migration import AbortReason
 from llumnix.policies.migration import Pair
-from llumnix.policies.spec import LoadReports, Scheduler
+from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority, Workload
 from llumnix.scheduler import GlobalScheduler
 
@@ -77,7 +77,6 @@ class VirtualCluster:
             raise ConfigError("The number of KV blocks is not known for this model and GPU; set cluster.kv_blocks=N.")
         self._cost = cost
         self._spec = scheduler
-        self._immediate = scheduler.load_reports is LoadReports.immediate
         self._block_size_tokens = cluster.block_size_tokens
         self._heap: list[tuple[int, int, int, Any]] = []
         self._sequence = 0
@@ -98,6 +97,7 @@ class VirtualCluster:
                 blocks,
                 cost,
                 scheduler.queue_order,
+                scheduler.load_reports,
                 arm=self._arm,
                 touch=self.scheduler.touch,
                 on_preempted=self._on_preempted,
@@ -109,11 +109,13 @@ class VirtualCluster:
 
     # --- ReportSource
 
-    def latest(self, instance_id: int) -> tuple[InstanceLoad, bool]:
-        """Return the instance's report at the present time, as stale as the scheduler spec says."""
-        if self._immediate:
-            return self.instances[instance_id].present_load(self._now_ps), True
-        return self.instances[instance_id].completed_step_load(self._now_ps)
+    def latest(self, instance_id: int) -> InstanceLoad:
+        """See ReportSource; as stale as the scheduler spec says."""
+        return self.instances[instance_id].latest(self._now_ps)
+
+    def outlook(self, instance_id: int) -> tuple[InstanceLoad, InstanceLoad]:
+        """See ReportSource."""
+        return self.instances[instance_id].outlook(self._now_ps)
 
     def earliest_loss(self, instance_id: int, blocks: float) -> float:
         """See ReportSource; in ps."""
@@ -123,41 +125,43 @@ class VirtualCluster:
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> RunResult:
         """Play all events; every request is finished or rejected afterwards."""
-        heap, arrivals, total = self._heap, self.requests, len(self.requests)
+        heap, instances, arrivals, total = self._heap, self.instances, self.requests, len(self.requests)
         next_arrival = 0
         arrival_ps = arrivals[0].arrival_ps if arrivals else _NEVER
         policy = self._spec.migration
         period_ps = round(policy.period_s * PS_PER_S)
         round_ps = period_ps if policy.enabled else _NEVER
         sample_ps = 0
+        timed_ps = min(arrival_ps, round_ps, sample_ps)  # the next event that is not on the heap
         tick = max(1, total // 100)
         while self._unfinished:
-            heap_ps = heap[0][0] if heap else _NEVER
-            now_ps = min(arrival_ps, heap_ps, round_ps, sample_ps)
-            self._now_ps = now_ps
-            if arrival_ps == now_ps:
+            if heap and (heap[0][0] < timed_ps or (heap[0][0] == timed_ps != arrival_ps and heap[0][1] == _MESSAGE)):
+                self._now_ps, kind, key, payload = heapq.heappop(heap)
+                if kind == _MESSAGE:
+                    payload()
+                    continue
+                instance = instances[key]
+                if instance.version == payload:
+                    self._step_ends += 1
+                    instance.boundary(self._now_ps)
+                continue
+            self._now_ps = timed_ps
+            if arrival_ps == timed_ps:
                 self._arrive(arrivals[next_arrival])
                 next_arrival += 1
                 arrival_ps = arrivals[next_arrival].arrival_ps if next_arrival < total else _NEVER
                 if progress is not None and next_arrival % tick == 0:
                     progress(next_arrival, total)
-            elif heap_ps == now_ps and heap[0][1] == _MESSAGE:
-                heapq.heappop(heap)[3]()
-            elif round_ps == now_ps:
+            elif round_ps == timed_ps:
                 round_ps += period_ps
-                for pair in self.scheduler.migration_round(now_ps):
+                for pair in self.scheduler.migration_round(timed_ps):
                     self._start_move(pair)
-            elif sample_ps == now_ps:
-                sample_ps += self._sample_period_ps
-                self._sample_rows.extend((now_ps, instance.present_load(now_ps)) for instance in self.instances)
             else:
-                _, _, instance_id, version = heapq.heappop(heap)
-                instance = self.instances[instance_id]
-                if instance.version == version:
-                    self._step_ends += 1
-                    instance.boundary(now_ps)
-            if now_ps == _NEVER:
-                raise RuntimeError(f"{self._unfinished} requests are left and nothing will ever happen to them")
+                sample_ps += self._sample_period_ps
+                self._sample_rows.extend((timed_ps, instance.present_load(timed_ps)) for instance in instances)
+                if not heap and arrival_ps == _NEVER:
+                    raise RuntimeError(f"{self._unfinished} requests are left and nothing will ever happen to them")
+            timed_ps = min(arrival_ps, round_ps, sample_ps)
         return self._result()
 
     def send(self, action: Callable[[], None], delay_ps: int) -> None:

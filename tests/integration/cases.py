@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,51 @@ def workload(rows: list[tuple[float, int, int, int]], label: str = "test") -> Wo
     )
 
 
+def settled(case: Case, instance_type: Any = None) -> VirtualCluster:
+    """Return the cluster of a case with one small request more, that comes when all else, migrations too, has ended."""
+    ends_s = case.run().requests["end_s"]
+    last_s = max([*ends_s[np.isfinite(ends_s)], *case.workload.arrival_s])
+    return replace(case, workload=followed_by(case.workload, (last_s + 30.0, 1, 1, 0))).build(instance_type)
+
+
+def followed_by(before: Workload, *rows: tuple[float, int, int, int]) -> Workload:
+    """Return a workload with more requests at its end."""
+    columns = (before.arrival_s, before.prompt_tokens, before.output_tokens, before.priority)
+    return workload([*zip(*(c.tolist() for c in columns), strict=True), *rows], before.label)
+
+
+A10 = StepCost(
+    step_gap_ms=4.0,
+    decode_base_ms=31.0,
+    decode_per_request_ms=0.55,
+    decode_per_token_ms=0.00144,
+    prefill_base_ms=-0.4,
+    prefill_per_token_ms=0.2112,
+    prefill_per_token2_ms=3.98e-6,
+    copy_latency_ms=28.0,
+    last_copy_latency_ms=14.0,
+    copy_bandwidth_gb_s=2.56,
+    migration_step_ms=0.7,
+)
+"""Step costs of the size that they have for LLaMA-7B on an A10."""
+
+
+def heavy_tailed(
+    requests: int, *, rate: float, mean_tokens: int, high_fraction: float = 0.0, seed: int = 0
+) -> Workload:
+    """Return log-normal prompts and outputs of the given mean, which arrive as a Poisson process."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.lognormal(np.log(mean_tokens) - 0.5, 1.0, (2, requests)).astype(np.int64) + 1
+    return Workload(
+        arrival_s=np.cumsum(rng.exponential(1 / rate, requests)),
+        prompt_tokens=lengths[0],
+        output_tokens=lengths[1],
+        priority=(rng.random(requests) < high_fraction).astype(np.int64),
+        label="heavy-tailed",
+        rows_in=requests,
+    )
+
+
 # Round numbers make events of different instances fall on the same instant; the others make them miss each other.
 _GAPS_MS = st.sampled_from([0, 0, 0, 1, 4, 10, 10, 20, 31, 35, 50, 100, 300, 0.37, 12.345678, 77.7])
 
@@ -127,7 +172,7 @@ def step_costs(draw: st.DrawFn) -> StepCost:
 
 
 @st.composite
-def schedulers(draw: st.DrawFn, load_reports: LoadReports | None) -> Scheduler:
+def schedulers(draw: st.DrawFn, load_reports: LoadReports | None, persistent_pairs: bool | None) -> Scheduler:
     """Return any combination of the scheduler's choices."""
     out_blocks = draw(st.sampled_from([-3.0, 0.0, 3.0, 10.0, 50.0, 1000.0]))
     return Scheduler(
@@ -147,7 +192,7 @@ def schedulers(draw: st.DrawFn, load_reports: LoadReports | None) -> Scheduler:
             in_threshold_blocks=out_blocks + draw(st.sampled_from([0.0, 0.0, 2.0])),
             request_choice=draw(st.sampled_from(RequestChoice)),
             preempted_is_source=draw(st.booleans()),
-            persistent_pairs=draw(st.booleans()),
+            persistent_pairs=draw(st.booleans()) if persistent_pairs is None else persistent_pairs,
             max_stages=draw(st.integers(1, 4)),
             last_stage_max_blocks=draw(st.sampled_from([0, 0, 1, 2, 5])),
         ),
@@ -155,12 +200,12 @@ def schedulers(draw: st.DrawFn, load_reports: LoadReports | None) -> Scheduler:
 
 
 @st.composite
-def cases(draw: st.DrawFn, load_reports: LoadReports | None = None) -> Case:
-    """Return a whole run; `load_reports` None: either reading."""
+def cases(draw: st.DrawFn, load_reports: LoadReports | None = None, persistent_pairs: bool | None = None) -> Case:
+    """Return a whole run; of a choice that is None, either reading."""
     return Case(
         workload=draw(workloads()),
         cluster=draw(clusters()),
         step_cost=draw(step_costs()),
-        scheduler=draw(schedulers(load_reports)),
+        scheduler=draw(schedulers(load_reports, persistent_pairs)),
         engine=SimEngine(sample_period_s=draw(st.sampled_from([0.01, 0.0471, 0.3]))),
     )

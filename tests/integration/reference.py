@@ -2,7 +2,7 @@
 
 Written from the rules of vLLM 0.1.x (prompts first, watermark, token budget, sequence limit, a free block at each
 request's turn, the youngest recomputed) and from the meaning of the records; it shares only the cost of one step with
-the engine that it checks. It never claims that a report is settled and touches at every change, so a scheduler on top
+the engine that it checks. It promises nothing about reports to come and touches at every change, so a scheduler on top
 of it looks at every instance every time.
 """
 
@@ -14,7 +14,7 @@ from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import CostModel
 from llumnix.engines.sim.request import SimRequest
 from llumnix.load import InstanceLoad
-from llumnix.policies.spec import QueueOrder
+from llumnix.policies.spec import LoadReports, QueueOrder
 from llumnix.request import Priority
 
 
@@ -28,6 +28,7 @@ class ReferenceInstance:
         total_blocks: int,
         cost: CostModel,
         queue_order: QueueOrder,
+        load_reports: LoadReports,
         *,
         arm: Callable[[int, int, int], None],
         touch: Callable[[int], None],
@@ -45,7 +46,8 @@ class ReferenceInstance:
         self.migrating = False
         self.inbound = 0
 
-        self._spec, self._cost, self._queue_order = spec, cost, queue_order
+        self._spec, self._cost = spec, cost
+        self._queue_order, self._load_reports = queue_order, load_reports
         self._arm, self._touch = arm, touch
         self._on_preempted, self._on_frozen, self._on_finished = on_preempted, on_frozen, on_finished
 
@@ -74,9 +76,7 @@ class ReferenceInstance:
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         if prompt_tokens > self._spec.max_num_batched_tokens:
             return False
-        last_kv_tokens = prompt_tokens
-        for _ in range(output_tokens - 1):
-            last_kv_tokens += 1
+        last_kv_tokens = prompt_tokens + output_tokens - 1  # the last token is delivered, not stored
         return self.total_blocks - self._blocks(last_kv_tokens) > self.watermark_blocks
 
     def enqueue(self, request: SimRequest, now_ps: int) -> None:
@@ -93,8 +93,12 @@ class ReferenceInstance:
 
     # --- reports
 
-    def completed_step_load(self, now_ps: int) -> tuple[InstanceLoad, bool]:
-        return self._report, False
+    def latest(self, now_ps: int) -> InstanceLoad:
+        return self._load() if self._load_reports is LoadReports.immediate else self._report
+
+    def outlook(self, now_ps: int) -> tuple[InstanceLoad, InstanceLoad]:
+        load = self.latest(now_ps)
+        return load, load
 
     def present_load(self, now_ps: int) -> InstanceLoad:
         return self._load()
@@ -294,10 +298,8 @@ class ReferenceInstance:
         return place
 
     def _blocks(self, tokens: int) -> int:
-        blocks = 0
-        while blocks * self._spec.block_size_tokens < tokens:
-            blocks += 1
-        return blocks
+        full, started = divmod(tokens, self._spec.block_size_tokens)
+        return full + (started > 0)
 
     def _load(self) -> InstanceLoad:
         return InstanceLoad(

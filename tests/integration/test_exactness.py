@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from cases import Case, cases, examples, workload
+from cases import A10, Case, cases, examples, heavy_tailed
 from hypothesis import given
 from reference import ReferenceInstance
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import RunResult
-from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.spec import SimEngine
-from llumnix.policies.migration import MigrationPolicy
+from llumnix.load import QueueDemand
+from llumnix.policies.migration import MigrationPolicy, RequestChoice
 from llumnix.policies.spec import LoadReports, Scheduler
 
 
@@ -28,9 +30,41 @@ def assert_same_records(fast: RunResult, slow: RunResult) -> None:
 
 @pytest.mark.parametrize("load_reports", LoadReports)
 def test_random_small_runs_are_those_of_the_step_by_step_reference(load_reports: LoadReports) -> None:
-    @examples(100)
+    @examples(80)
     @given(cases(load_reports))
     def compare(case: Case) -> None:
         assert_same_records(case.run(), case.run(ReferenceInstance))
 
     compare()
+
+
+RELEASED = Scheduler(
+    migration=MigrationPolicy(enabled=True, out_threshold_blocks=10, in_threshold_blocks=10, period_s=0.2)
+)
+PAPER = Scheduler(
+    freeness=replace(RELEASED.freeness, queue_demand=QueueDemand.head_of_line),
+    migration=replace(
+        RELEASED.migration,
+        persistent_pairs=True,
+        request_choice=RequestChoice.shortest,
+        preempted_is_source=False,
+        max_stages=4,
+        last_stage_max_blocks=2,
+    ),
+)
+
+
+@pytest.mark.parametrize("scheduler", [RELEASED, PAPER], ids=["released", "paper"])
+def test_a_heavy_tailed_run_is_that_of_the_step_by_step_reference(scheduler: Scheduler) -> None:
+    case = Case(
+        workload=heavy_tailed(300, rate=3.0, mean_tokens=256, high_fraction=0.1),
+        cluster=ClusterSpec(instances=3, kv_blocks=400),
+        step_cost=A10,
+        scheduler=scheduler,
+        engine=SimEngine(sample_period_s=1.0),
+        kv_bytes_per_token=524_288,
+    )
+    fast = case.run()
+    assert_same_records(fast, case.run(ReferenceInstance))
+    kinds = set(fast.events["kind"])
+    assert {"preempt", "migrate_commit", "migrate_abort"} <= kinds, "a run in which little happens shows little"

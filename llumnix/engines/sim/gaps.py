@@ -19,14 +19,14 @@ class GapHistory:
         self._gaps_ps: list[int] = []
         self.last_token_ps = 0
 
-    def add(self, step: int, end_ps: int) -> None:
-        """Note that decode step number `step` ended at `end_ps`: a gap since the previous decode step."""
-        self._push(step, end_ps - self.last_token_ps)
-        self.last_token_ps = end_ps
+    def add(self, step: int, first_end_ps: int, steps: int, end_ps: int, last_step_ps: int) -> None:
+        """Note `steps` decode steps, numbered from `step` on: the first ended at `first_end_ps`, the last at `end_ps`.
 
-    def add_run(self, step: int, end_ps: int, gap_ps: int) -> None:
-        """Note a run of steps up to number `step` at `end_ps`, of which the last and longest took `gap_ps`."""
-        self._push(step, gap_ps)
+        The first gap counts from the decode step before; of the others the last, of `last_step_ps`, is the longest.
+        """
+        self._push(step, first_end_ps - self.last_token_ps)
+        if steps > 1:
+            self._push(step + steps - 1, last_step_ps)
         self.last_token_ps = end_ps
 
     def longest_after(self, step: int) -> int:

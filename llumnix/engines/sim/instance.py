@@ -26,7 +26,7 @@ from llumnix.engines.sim.cost import CostModel
 from llumnix.engines.sim.gaps import GapHistory
 from llumnix.engines.sim.request import SimRequest
 from llumnix.load import InstanceLoad
-from llumnix.policies.spec import QueueOrder
+from llumnix.policies.spec import LoadReports, QueueOrder
 from llumnix.request import Priority
 
 _ARRIVAL_ORDER = attrgetter("arrival_order")
@@ -36,8 +36,58 @@ class SimInstance:
     """Continuous batching of one engine in virtual time.
 
     `arm(instance_id, end_ps, version)` asks for a call of `boundary` at end_ps; a later arm makes earlier ones void.
-    `touch(instance_id)` tells that the load may have improved.
+    `touch(instance_id)` tells that the outlook has changed.
     """
+
+    __slots__ = (
+        "_arm",
+        "_batch",
+        "_block_size",
+        "_cost",
+        "_counter",
+        "_cut",
+        "_decode_ps",
+        "_decoding",
+        "_end_ps",
+        "_finishes",
+        "_first_step_ps",
+        "_freezing",
+        "_fresh",
+        "_gaps",
+        "_immediate",
+        "_joining",
+        "_kv_base_sum",
+        "_max_num_batched_tokens",
+        "_max_num_seqs",
+        "_on_finished",
+        "_on_frozen",
+        "_on_preempted",
+        "_pending_blocks",
+        "_prefilling",
+        "_queue_order",
+        "_report",
+        "_residues",
+        "_segment_free",
+        "_start_ps",
+        "_step_growth_ps",
+        "_steps",
+        "_touch",
+        "_view",
+        "_view_steps",
+        "_view_until_ps",
+        "free_blocks",
+        "high_priority",
+        "inbound",
+        "instance_id",
+        "migrating",
+        "preempted_waiting",
+        "running",
+        "total_blocks",
+        "version",
+        "waiting",
+        "waiting_tokens",
+        "watermark_blocks",
+    )
 
     def __init__(
         self,
@@ -46,6 +96,7 @@ class SimInstance:
         total_blocks: int,
         cost: CostModel,
         queue_order: QueueOrder,
+        load_reports: LoadReports,
         *,
         arm: Callable[[int, int, int], None],
         touch: Callable[[int], None],
@@ -71,6 +122,7 @@ class SimInstance:
         self._max_num_batched_tokens = spec.max_num_batched_tokens
         self._cost = cost
         self._queue_order = queue_order
+        self._immediate = load_reports is LoadReports.immediate
         self._arm, self._touch, self._on_preempted = arm, touch, on_preempted
         self._on_frozen, self._on_finished = on_frozen, on_finished
 
@@ -90,12 +142,14 @@ class SimInstance:
         self._start_ps = 0
         self._end_ps = 0
         self._steps = 0
+        self._cut = False  # the segment already ends at the first boundary after the last change
         self._first_step_ps = 0
         self._step_growth_ps = 0
         self._batch = 0
         self._report = self._load(0, total_blocks)  # of the last completed step before the segment
         self._view = self._report  # of the segment's steps: the same but for its free blocks, which are set when read
-        self._view_until_ps = -1  # until when the view, as it was last read, stays right
+        self._view_steps = 0  # how many of the segment's steps the view, as it was last read, has seen ...
+        self._view_until_ps = -1  # ... and until when that stays right
         self._segment_free = total_blocks
 
     # --- requests
@@ -133,21 +187,31 @@ class SimInstance:
 
     # --- reports
 
-    def completed_step_load(self, now_ps: int) -> tuple[InstanceLoad, bool]:
-        """Return the state in which the last step that was completed before `now_ps` began, and if it is settled.
+    def latest(self, now_ps: int) -> InstanceLoad:
+        """Return the report that is visible at `now_ps`; it belongs to the instance and is good until time moves on.
 
-        The object belongs to the instance and is good until time moves on.
+        completed_step: the state in which the last step that was completed before `now_ps` began.
         """
+        if self._immediate:
+            return self.present_load(now_ps)
         if now_ps <= self._view_until_ps:
-            return self._view, True
+            return self._view
         if not self._decoding:
-            return self._report, True
+            return self._report
         steps = self._completed_before(now_ps)
         if steps == 0:
-            return self._report, False
+            return self._report
+        self._view_steps = steps
         self._view_until_ps = self._start_ps + self._elapsed_ps(steps + 1)
         self._view.free_blocks = self._segment_free - self._block_demand(steps)
-        return self._view, True
+        return self._view
+
+    def outlook(self, now_ps: int) -> tuple[InstanceLoad, InstanceLoad]:
+        """Return the report of the step before the segment, and that of the segment's steps as it was last read."""
+        if self._immediate:
+            load = self.present_load(now_ps)
+            return load, load
+        return self._report, self._view if self._decoding else self._report
 
     def present_load(self, now_ps: int) -> InstanceLoad:
         """Return the state at `now_ps`, the step under way included."""
@@ -156,13 +220,13 @@ class SimInstance:
         return self._load(batch, free)
 
     def earliest_loss_ps(self, now_ps: int, blocks: float) -> float:
-        """Return a time before which the reports cannot show `blocks` fewer free blocks, unless touched."""
-        if not self._decoding or self._batch == 0:
+        """Return a time before which the second load of the outlook cannot show `blocks` fewer free blocks."""
+        if not self._decoding:
             return math.inf
-        steps = int(self._block_size * blocks / self._batch) - self._block_size
-        if steps <= 0:
+        if self._immediate:
             return now_ps
-        return self._start_ps + self._elapsed_ps(self._completed_before(now_ps) + steps)
+        steps = self._view_steps + int(self._block_size * blocks / self._batch) - self._block_size
+        return self._start_ps + self._elapsed_ps(steps) if steps > 0 else now_ps
 
     # --- migration: called between steps or during one; takes effect at the next boundary
 
@@ -227,13 +291,16 @@ class SimInstance:
     def _wake(self, now_ps: int) -> None:
         """Let a change take effect: at once if idle, else at the next step boundary."""
         if self._decoding:
-            if self._steps > 1:
+            if not self._cut:
+                self._cut = True
                 steps = self._completed_before(now_ps) + 1
                 if steps < self._steps:
                     self._steps = steps
                     self._set_end(self._start_ps + self._elapsed_ps(steps))
         elif not self._prefilling:
             self._schedule(now_ps)
+        if self._immediate:
+            self._touch(self.instance_id)
 
     def _set_end(self, end_ps: int) -> None:
         self._end_ps = end_ps
@@ -249,11 +316,9 @@ class SimInstance:
             self._report.free_blocks = self._segment_free - demand
             counter = self._counter
             self._decode_ps += now_ps - self._start_ps - steps * self._cost.gap_ps
-            last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
             first_end_ps = self._start_ps + self._first_step_ps
-            self._gaps.add(counter + 1, first_end_ps)
-            if steps > 1:
-                self._gaps.add_run(counter + steps, now_ps, last_step_ps)
+            last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
+            self._gaps.add(counter + 1, first_end_ps, steps, now_ps, last_step_ps)
             if self._fresh:
                 for request in self._fresh:
                     gap_ps = first_end_ps - request.last_token_ps
@@ -313,6 +378,7 @@ class SimInstance:
         ):
             self._segment_free = self.free_blocks
             self._view = self._load(self._batch, self.free_blocks)
+            self._view_steps = 0
             self._view_until_ps = -1
             self._set_end(self._end_ps)
         self._touch(self.instance_id)
@@ -363,6 +429,7 @@ class SimInstance:
         self._batch = batch
         self._decoding = True
         self._steps = steps
+        self._cut = steps == 1
         self._first_step_ps = cost.decode_ps(batch, self._kv_base_sum + batch * (self._counter + 1))
         if self.migrating:
             self._first_step_ps += cost.migration_step_ps

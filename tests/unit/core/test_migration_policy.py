@@ -126,7 +126,10 @@ def test_nothing_running_is_nothing_to_give() -> None:
         ({"period_s": math.inf}, r"period_s must be positive, got inf"),
         ({"max_stages": 0}, r"max_stages must be at least 1, got 0"),
         ({"last_stage_max_blocks": -1}, r"last_stage_max_blocks must not be negative, got -1"),
-        ({"out_threshold_blocks": 4.0, "in_threshold_blocks": 3.0}, r"must not exceed in_threshold_blocks, got 4.0 > 3"),
+        (
+            {"out_threshold_blocks": 4.0, "in_threshold_blocks": 3.0},
+            r"must not exceed in_threshold_blocks, got 4.0 > 3",
+        ),
         ({"out_threshold_blocks": math.nan}, r"must not exceed in_threshold_blocks, got nan"),
     ],
 )

@@ -124,7 +124,9 @@ SHAPES = list(product([1, 2, 3, 4], [0, 1, 2], [1, 2, 4]))
 
 
 @pytest.mark.parametrize(("max_stages", "last_stage_max_blocks", "blocks"), SHAPES)
-def test_every_sequence_of_events_keeps_the_invariants(max_stages: int, last_stage_max_blocks: int, blocks: int) -> None:
+def test_every_sequence_of_events_keeps_the_invariants(
+    max_stages: int, last_stage_max_blocks: int, blocks: int
+) -> None:
     ends = set()
     for walk in all_walks(max_stages, last_stage_max_blocks, blocks):
         machine = walk.machine

@@ -46,7 +46,8 @@ def test_a_decode_step_is_linear_in_batch_and_tokens() -> None:
 @given(st.integers(1, 256), st.integers(1, 100_000), st.integers(1, 3000))
 def test_many_decode_steps_add_up_without_any_rounding(batch: int, tokens: int, steps: int) -> None:
     walked = sum(MODEL.decode_ps(batch, tokens + batch * k) for k in range(steps))
-    first, growth = MODEL.decode_ps(batch, tokens), MODEL.decode_ps(batch, tokens + batch) - MODEL.decode_ps(batch, tokens)
+    first = MODEL.decode_ps(batch, tokens)
+    growth = MODEL.decode_ps(batch, tokens + batch) - first
     assert walked == steps * first + growth * (steps * (steps - 1) // 2)
     exact = steps * (35 + Fraction("0.55") * batch) + Fraction("0.00144") * (
         steps * tokens + batch * steps * (steps - 1) // 2
@@ -91,11 +92,12 @@ def test_what_must_take_time_has_to_be_positive(wrong: dict[str, float]) -> None
         StepCost(**({"decode_base_ms": 31.0} | wrong))
 
 
-NEGATIVE = [f.name for f in fields(StepCost) if f.name not in ("prefill_base_ms", "copy_bandwidth_gb_s", "control_ms")]
+MAY_BE_ANYTHING = {"prefill_base_ms"}  # an intercept of a fit
+CHECKED_ABOVE = {"kv_blocks", "decode_base_ms", "copy_bandwidth_gb_s", "control_ms"}
 
 
 @pytest.mark.xfail(strict=True, reason="negative costs are accepted; steps then shrink and the closed forms are wrong")
-@pytest.mark.parametrize("name", NEGATIVE)
+@pytest.mark.parametrize("name", sorted({f.name for f in fields(StepCost)} - MAY_BE_ANYTHING - CHECKED_ABOVE))
 def test_a_negative_cost_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         StepCost(**({"decode_base_ms": 31.0} | {name: -1e-3}))

@@ -1,0 +1,66 @@
+"""Looks over the scheduler's shoulder: every decision of a run against brute force over all reports of that moment."""
+
+from __future__ import annotations
+
+from llumnix.cluster.virtual import VirtualCluster
+from llumnix.load import InstanceLoad, dispatch_freeness
+from llumnix.policies.dispatch import DispatchRule
+from llumnix.policies.migration import Pair, pair
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Priority
+
+
+class Audit:
+    """Checks each decision of a cluster as it is taken; `dispatches` and `rounds` count them."""
+
+    def __init__(self, cluster: VirtualCluster, spec: Scheduler) -> None:
+        self.dispatches = self.rounds = self.started = 0
+        self._cluster, self._spec = cluster, spec
+        self._busy: list[int] = []
+        self._paired: set[Pair] = set()
+        scheduler = cluster.scheduler
+        self._dispatch, self._migration_round = scheduler.dispatch, scheduler.migration_round
+        self._migration_started, self._migration_ended = scheduler.migration_started, scheduler.migration_ended
+        scheduler.dispatch = self.dispatch
+        scheduler.migration_round = self.migration_round
+        scheduler.migration_started = self.migration_started
+        scheduler.migration_ended = self.migration_ended
+
+    def _loads(self) -> list[InstanceLoad]:
+        return [self._cluster.latest(i.instance_id) for i in self._cluster.instances]
+
+    def dispatch(self, priority: Priority) -> int:
+        chosen = self._dispatch(priority)
+        if self._spec.dispatch is DispatchRule.round_robin:
+            expected = self.dispatches % len(self._cluster.instances)
+        else:
+            freeness = {x.instance_id: dispatch_freeness(x, self._spec.freeness, priority) for x in self._loads()}
+            expected = max(i for i in freeness if freeness[i] == max(freeness.values()))
+        assert chosen == expected, f"dispatch {self.dispatches} goes to {chosen}, the freest is {expected}"
+        self.dispatches += 1
+        return chosen
+
+    def migration_round(self, now: float) -> list[Pair]:
+        pairs = self._migration_round(now)
+        paired = pair(reversed(self._loads()), self._spec.migration, self._spec.freeness)
+        expected = [p for p in paired if p.source not in self._busy and p.destination not in self._busy]
+        assert pairs == expected, f"round {self.rounds} starts {pairs}, by brute force {expected}"
+        self._paired = set(paired)
+        self.rounds += 1
+        return pairs
+
+    def migration_started(self, move: Pair) -> None:
+        assert move.source not in self._busy
+        assert move.destination not in self._busy
+        assert move in self._paired, f"{move} is not a pair of the last round"
+        self._busy += [move.source, move.destination]
+        self.started += 1
+        self._migration_started(move)
+
+    def migration_ended(self, move: Pair) -> Pair | None:
+        self._busy.remove(move.source)
+        self._busy.remove(move.destination)
+        again = self._migration_ended(move)
+        persists = self._spec.migration.persistent_pairs and move in self._paired
+        assert again == (move if persists else None)
+        return again

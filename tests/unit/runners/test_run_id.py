@@ -1,0 +1,47 @@
+"""A run's name depends on what changes its numbers, and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from runners.config import NOT_RESULT
+from runners.run_id import job_config, run_id
+from runners.serve import CONF
+
+
+def name_of(*overrides: str) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        resolved: Any = OmegaConf.to_container(compose("serve", list(overrides)), resolve=True, enum_to_str=True)
+    return run_id(job_config(resolved), 1)
+
+
+def test_numbers_are_compared_by_value_not_by_spelling() -> None:
+    assert name_of("qps=2") == name_of("qps=2.0") == name_of("qps=2e0")
+
+
+def test_an_interpolation_names_the_same_run_as_its_value() -> None:
+    assert name_of("qps=${trace.paper_qps.2}", "trace=s_s") == name_of("qps=34", "trace=s_s")
+
+
+@pytest.mark.parametrize(
+    "override", ["name=other", "force=true", "dry_run=true", "fail_fast=true", "exclude=[{trace: s}]"]
+)
+def test_what_only_steers_the_command_does_not_count(override: str) -> None:
+    assert name_of(override) == name_of()
+    assert override.partition("=")[0] in NOT_RESULT
+
+
+@pytest.mark.parametrize(
+    "override", ["qps=7.6", "cv=2", "seed=1", "repeat=1", "num_requests=9", "scheduler=infaas", "cluster.instances=4"]
+)
+def test_what_changes_numbers_does_count(override: str) -> None:
+    assert name_of(override) != name_of()
+
+
+def test_other_versions_of_the_records_are_other_runs_and_order_of_keys_is_nothing() -> None:
+    assert run_id({"a": 1, "b": 2}, 1) == run_id({"b": 2, "a": 1}, 1)
+    assert run_id({"a": 1}, 1) != run_id({"a": 1}, 2)
