@@ -1,7 +1,8 @@
 """Hydra's basic sweeper for figures: leaves out what is in `exclude`, checks options not combinations, keeps a log.
 
 The expansion of sweeps is Hydra's own. Composing a configuration takes Hydra a tenth of a second, and the basic sweeper
-composes every job once more before it launches any; here as many jobs are composed as it takes to see every override.
+composes every job once more before it launches any; here as many are composed as it takes to see every value that was
+typed. What an experiment file sweeps over is left to the jobs.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ class FigureSweeper(BasicSweeper):
         return batch
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose jobs in which every override occurs, so that a wrong one is found before anything runs."""
+        """Compose jobs in which every typed override occurs, so that a wrong one is found before anything runs."""
         from runners import sweep
 
-        super().validate_batch_is_legal(sweep.covering(batch))
+        assert self.config is not None
+        overrides: Any = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
+        typed = {override.partition("=")[0] for override in overrides}
+        super().validate_batch_is_legal(sweep.covering(batch, typed))
 
     def _parse_config(self) -> list[str]:
         """hydra.sweeper.params as written: a value like ${trace.paper_qps.0} is for each job to resolve, not for us."""

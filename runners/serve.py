@@ -101,7 +101,7 @@ def _sweep() -> int:
             kept = sum(outcome.state in report.WITH_RESULTS for outcome in outcomes)
             problem += f": {kept} of {plan['jobs']} runs are done and kept; the same command goes on with the rest."
         _say(problem, code)
-    if code == INTERRUPTED or not (outcomes or plan["excluded"]):
+    if code == INTERRUPTED or (problem and not outcomes):
         return code
     report.sweep_table(outcomes, plan, time.perf_counter() - started)
     if any(outcome.other_code for outcome in outcomes):

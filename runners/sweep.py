@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,9 @@ def chosen(job: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
     return {group: given.get(group, option) for group, option in defaults.items()}
 
 
-def covering(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Few jobs in which every override of `jobs` occurs at least once."""
-    unseen = {override for job in jobs for override in job}
+def covering(jobs: Sequence[Sequence[str]], keys: Collection[str]) -> list[Sequence[str]]:
+    """Few jobs in which every override of one of `keys` that occurs in `jobs` occurs at least once."""
+    unseen = {override for job in jobs for override in job if override.partition("=")[0] in keys}
     kept = []
     while unseen:
         kept.append(max(jobs, key=lambda job: len(unseen.intersection(job))))
@@ -137,5 +137,5 @@ def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
     for job in jobs:
         for override in job:
             key, _, value = override.partition("=")
-            values.setdefault(key, set()).add(value)
+            values.setdefault(key.lstrip("+"), set()).add(value)
     return [key for key, found in values.items() if len(found) > 1 or "$" in min(found)] or list(values)

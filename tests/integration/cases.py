@@ -123,7 +123,7 @@ def workloads(draw: st.DrawFn, most: int = 30) -> Workload:
     """Return up to `most` requests in bursts and alone."""
     fewest = draw(st.sampled_from([1, most // 4, most // 2]))
     longest_prompt = draw(st.sampled_from([4, 16, 40, 90]))
-    longest_output = draw(st.sampled_from([2, 10, 60, 150, 150]))
+    longest_output = draw(st.sampled_from([2, 10, 60, 120, 120]))
     highs = draw(st.sampled_from([(0,), (0, 0, 0, 1), (0, 1)]))
     request = st.tuples(
         _GAPS_MS, st.integers(1, longest_prompt), st.integers(1, longest_output), st.sampled_from(highs)
@@ -187,7 +187,7 @@ def schedulers(draw: st.DrawFn, load_reports: LoadReports | None, persistent_pai
         ),
         migration=MigrationPolicy(
             enabled=draw(st.sampled_from([True, True, True, True, False])),
-            period_s=draw(st.sampled_from([0.004, 0.01, 0.035, 0.05, 0.2])),
+            period_s=draw(st.sampled_from([0.01, 0.035, 0.05, 0.2])),
             out_threshold_blocks=out_blocks,
             in_threshold_blocks=out_blocks + draw(st.sampled_from([0.0, 0.0, 2.0])),
             request_choice=draw(st.sampled_from(RequestChoice)),
@@ -207,5 +207,5 @@ def cases(draw: st.DrawFn, load_reports: LoadReports | None = None, persistent_p
         cluster=draw(clusters()),
         step_cost=draw(step_costs()),
         scheduler=draw(schedulers(load_reports, persistent_pairs)),
-        engine=SimEngine(sample_period_s=draw(st.sampled_from([0.01, 0.0471, 0.3]))),
+        engine=SimEngine(sample_period_s=draw(st.sampled_from([0.0471, 0.3, 1.0]))),
     )

@@ -26,7 +26,7 @@ def audited(case: Case) -> Audit:
 
 @pytest.mark.parametrize("load_reports", LoadReports)
 def test_every_decision_is_that_of_brute_force(load_reports: LoadReports) -> None:
-    @examples(60)
+    @examples(50)
     @given(cases(load_reports, persistent_pairs=False))
     def check(case: Case) -> None:
         audited(case)

@@ -30,7 +30,7 @@ def assert_same_records(fast: RunResult, slow: RunResult) -> None:
 
 @pytest.mark.parametrize("load_reports", LoadReports)
 def test_random_small_runs_are_those_of_the_step_by_step_reference(load_reports: LoadReports) -> None:
-    @examples(80)
+    @examples(100)
     @given(cases(load_reports))
     def compare(case: Case) -> None:
         assert_same_records(case.run(), case.run(ReferenceInstance))

@@ -100,7 +100,7 @@ def test_overrides_change_the_default_choices() -> None:
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=30))
 def test_few_jobs_cover_every_override(jobs: list[list[str]]) -> None:
-    kept = covering(jobs)
+    kept = covering(jobs, set("abcdefgh"))
     assert {o for job in kept for o in job} == {o for job in jobs for o in job}
     assert len(kept) <= len({o for job in jobs for o in job})
     assert all(job in jobs for job in kept)
@@ -108,4 +108,6 @@ def test_few_jobs_cover_every_override(jobs: list[list[str]]) -> None:
 
 def test_a_product_is_covered_by_as_many_jobs_as_its_longest_side() -> None:
     product = [[f"trace={t}", f"scheduler={s}", f"qps={q}"] for t in range(7) for s in range(3) for q in range(5)]
-    assert len(covering(product)) == 7
+    assert len(covering(product, {"trace", "scheduler", "qps"})) == 7
+    assert len(covering(product, {"scheduler"})) == 3
+    assert covering(product, {"cv"}) == []
