@@ -129,12 +129,20 @@ class GlobalScheduler:
         """Mark both sides busy: an instance takes part in one migration at a time."""
         self._busy |= {move.source, move.destination}
 
-    def migration_ended(self, move: Pair) -> Pair | None:
-        """Free both sides; return the pair again if it persists and its source is to send the next request."""
+    def migration_ended(self, move: Pair, *, refused: bool = False) -> bool:
+        """Free both sides; return whether the pair persists, so that its source is to send the next request.
+
+        A destination that has `refused` for lack of room is not asked again before the next round.
+        """
         self._busy -= {move.source, move.destination}
-        if self.spec.migration.persistent_pairs and self._pairs.get(move.source) == move.destination:
-            return move
-        return None
+        if refused:
+            self._pairs.pop(move.source, None)
+        return self.may_go_on(move)
+
+    def may_go_on(self, move: Pair) -> bool:
+        """Tell whether a pair persists and neither side takes part in a migration."""
+        paired = self._pairs.get(move.source) == move.destination
+        return self.spec.migration.persistent_pairs and paired and self.may_start(move)
 
     def _is_source(self, instance_id: int, now: float) -> bool:
         """Tell whether an instance is a source; if not, note how long it cannot become one without being touched."""

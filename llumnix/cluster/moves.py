@@ -26,7 +26,7 @@ class World(Protocol):
     def note(
         self, kind: str, instance_id: int | None, request: SimRequest | None, detail: str | None = None
     ) -> None: ...
-    def move_ended(self, move: Move) -> None: ...
+    def move_ended(self, move: Move, *, refused: bool) -> None: ...
 
 
 class Move:
@@ -125,7 +125,7 @@ class Move:
         self._world.note("migrate_commit", self.destination.instance_id, request, f"from {self.source.instance_id}")
         self.source.release(self._machine.reserved_blocks, now_ps)
         self.destination.join(request, now_ps, inbound=True)
-        self._end()
+        self._end(refused=False)
 
     def _abort(self, reason: AbortReason) -> None:
         now_ps = self._world.now_ps
@@ -134,11 +134,11 @@ class Move:
             self.destination.cancel(self._machine.reserved_blocks, now_ps)
         if self._machine.frozen:
             self.source.join(self.request, now_ps, inbound=False)
-        self._end()
+        self._end(refused=reason is AbortReason.no_memory)
 
-    def _end(self) -> None:
+    def _end(self, *, refused: bool) -> None:
         now_ps = self._world.now_ps
         self.request.moving = False
         self.source.set_migrating(False, now_ps)
         self.destination.set_migrating(False, now_ps)
-        self._world.move_ended(self)
+        self._world.move_ended(self, refused=refused)

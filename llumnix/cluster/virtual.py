@@ -177,6 +177,7 @@ class VirtualCluster:
     def _arrive(self, request: SimRequest) -> None:
         if not self.instances[0].fits(request.prompt_tokens, request.output_tokens):
             request.status = "rejected"
+            request.end_ps = self._now_ps
             request.error = "needs more KV blocks or batched tokens than an instance has"
             self._unfinished -= 1
             self.note("reject", None, request)
@@ -206,15 +207,15 @@ class VirtualCluster:
         self._moves[move.request] = move
         move.start()
 
-    def move_ended(self, move: Move) -> None:
+    def move_ended(self, move: Move, *, refused: bool) -> None:
         """Free both sides and let a persistent pair go on."""
         del self._moves[move.request]
-        again = self.scheduler.migration_ended(Pair(move.source.instance_id, move.destination.instance_id))
-        if again is not None:
-            self.send(partial(self._start_again, again), self._cost.control_ps)
+        pair = Pair(move.source.instance_id, move.destination.instance_id)
+        if self.scheduler.migration_ended(pair, refused=refused):
+            self.send(partial(self._start_again, pair), self._cost.control_ps)
 
     def _start_again(self, pair: Pair) -> None:
-        if self.scheduler.may_start(pair):
+        if self.scheduler.may_go_on(pair):
             self._start_move(pair)
 
     def _on_frozen(self, request: SimRequest, now_ps: int) -> None:

@@ -57,10 +57,11 @@ class Audit:
         self.started += 1
         self._migration_started(move)
 
-    def migration_ended(self, move: Pair) -> Pair | None:
+    def migration_ended(self, move: Pair, *, refused: bool = False) -> bool:
         self._busy.remove(move.source)
         self._busy.remove(move.destination)
-        again = self._migration_ended(move)
-        persists = self._spec.migration.persistent_pairs and move in self._paired
-        assert again == (move if persists else None)
+        again = self._migration_ended(move, refused=refused)
+        if refused:
+            self._paired.discard(move)
+        assert again == (self._spec.migration.persistent_pairs and move in self._paired)
         return again

@@ -37,7 +37,6 @@ def test_a_request_beyond_capacity_is_rejected_and_the_others_are_served() -> No
     assert rejects == [(0.1, 1), (0.2, 2)]
 
 
-@pytest.mark.xfail(strict=True, reason="end_s of a rejected request is empty, record.py says the moment of rejection")
 def test_the_end_of_a_rejected_request_is_the_moment_of_its_rejection() -> None:
     result = case((0.25, 1000, 1, 0), instances=1, kv_blocks=10).run()
     assert result.requests["end_s"][0] == 0.25

@@ -66,7 +66,6 @@ PERSISTENT = Case(
 )
 
 
-@pytest.mark.xfail(strict=True, reason="a pair goes on although a round has parted it since its last migration ended")
 def test_a_parted_pair_starts_nothing() -> None:
     """The round at 0.4 s parts the pair while it is between two migrations."""
     audited(PERSISTENT)

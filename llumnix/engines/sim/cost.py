@@ -49,8 +49,13 @@ class StepCost:
             value = getattr(self, f.name)
             if not math.isfinite(value):
                 raise ConfigError(f"gpu.costs.*.{f.name} must be a finite number, got {value}.")
-        if self.decode_base_ms + self.step_gap_ms <= 0 or self.copy_bandwidth_gb_s <= 0 or self.control_ms <= 0:
-            raise ConfigError("gpu.costs.*: decode_base_ms, copy_bandwidth_gb_s and control_ms must be positive.")
+            if f.name in _MUST_TAKE_TIME and value <= 0:
+                raise ConfigError(f"gpu.costs.*.{f.name} must be positive, got {value}.")
+            if value < 0 and f.name != "prefill_base_ms":  # the intercept of a fitted line
+                raise ConfigError(f"gpu.costs.*.{f.name} must not be negative, got {value}.")
+
+
+_MUST_TAKE_TIME = ("decode_base_ms", "copy_bandwidth_gb_s", "control_ms")
 
 
 class CostModel:

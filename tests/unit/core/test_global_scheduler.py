@@ -153,7 +153,7 @@ def test_without_persistence_a_source_sends_one_request_a_round() -> None:
     rounds = scheduler(Reports(1, 50))
     [move] = rounds.migration_round(0)
     rounds.migration_started(move)
-    assert rounds.migration_ended(move) is None
+    assert not rounds.migration_ended(move)
 
 
 def test_a_persistent_pair_goes_on_until_a_round_parts_it() -> None:
@@ -162,11 +162,20 @@ def test_a_persistent_pair_goes_on_until_a_round_parts_it() -> None:
     [move] = rounds.migration_round(0)
     for _ in range(3):
         rounds.migration_started(move)
-        assert rounds.migration_ended(move) == move
+        assert rounds.migration_ended(move)
     rounds.migration_started(move)
     reports.free(0, 20)
     assert rounds.migration_round(1) == []
-    assert rounds.migration_ended(move) is None
+    assert not rounds.migration_ended(move)
+
+
+def test_a_persistent_pair_rests_until_the_next_round_when_its_destination_has_no_room() -> None:
+    rounds = scheduler(Reports(1, 50), persistent=True)
+    [move] = rounds.migration_round(0)
+    rounds.migration_started(move)
+    assert not rounds.migration_ended(move, refused=True)
+    assert not rounds.may_go_on(move)
+    assert rounds.migration_round(1) == [move]
 
 
 def test_a_persistent_pair_is_confirmed_by_a_round_in_the_middle_of_its_migration() -> None:
@@ -174,7 +183,7 @@ def test_a_persistent_pair_is_confirmed_by_a_round_in_the_middle_of_its_migratio
     [move] = rounds.migration_round(0)
     rounds.migration_started(move)
     assert rounds.migration_round(1) == []  # it is busy
-    assert rounds.migration_ended(move) == move
+    assert rounds.migration_ended(move)
 
 
 def test_a_round_that_pairs_a_source_anew_ends_its_old_pair() -> None:
@@ -185,7 +194,7 @@ def test_a_round_that_pairs_a_source_anew_ends_its_old_pair() -> None:
     rounds.migration_started(move)
     reports.free(1, 30)
     assert rounds.migration_round(1) == []  # 0 goes with 2 now, but it is busy
-    assert rounds.migration_ended(move) is None
+    assert not rounds.migration_ended(move)
 
 
 def test_an_instance_with_blocks_to_spare_is_not_read_while_it_cannot_have_lost_them() -> None:
