@@ -1,6 +1,6 @@
 """What each choice between the paper's text and its released code does to parity: `python -m benchmarks.readings`
 
-Runs the Llumnix series of the generated traces of Figure 11 at their lowest, middle and highest rate, once each, with one
+Runs the Llumnix series of Figure 11's generated traces at the lowest, middle and highest rate, once each, with one
 choice changed at a time, and prints median |ln(sim / paper)| per metric. Differences below about 0.03 (0.01 for means)
 are noise; repeat=1 shows how much.
 """

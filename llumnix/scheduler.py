@@ -31,7 +31,9 @@ class ReportSource(Protocol):
         """
 
     def earliest_loss(self, instance_id: int, blocks: float) -> float:
-        """Return a time before which, untouched, the second load of the outlook cannot lose `blocks` free blocks."""
+        """Return a time before which the second load of the outlook cannot lose `blocks` free blocks, whoever leaves,
+        unless the instance is touched for worse.
+        """
 
 
 class FreenessRanking:
@@ -93,11 +95,12 @@ class GlobalScheduler:
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
 
-    def touch(self, instance_id: int) -> None:
-        """Note that the outlook of this instance has changed."""
+    def touch(self, instance_id: int, *, worse: bool = True) -> None:
+        """Note that the outlook of this instance has changed; `worse` unless requests have done nothing but leave."""
         for ranking in self._rankings.values():
             ranking.touched.add(instance_id)
-        self._quiet_until[instance_id] = -math.inf
+        if worse:
+            self._quiet_until[instance_id] = -math.inf
 
     def dispatch(self, priority: Priority) -> int:
         """Choose the instance for a new request."""
@@ -111,9 +114,11 @@ class GlobalScheduler:
 
     def migration_round(self, now: float) -> list[Pair]:
         """Pair sources with destinations and return the pairs that can start now: neither side is in a migration."""
-        sources = [i for i, until in self._quiet_until.items() if until <= now and self._is_source(i, now)]
         policy = self.spec.migration
-        if not sources or (self._busy.issuperset(sources) and not policy.persistent_pairs):
+        due = [i for i, until in self._quiet_until.items() if until <= now]
+        if not policy.persistent_pairs:  # then a round without an idle source changes nothing
+            due = [i for i in due if i not in self._busy]
+        if not any(self._is_source(i, now) for i in due):
             self._pairs.clear()
             return []
         loads = [self._reports.latest(instance_id) for instance_id in self._ids]
@@ -145,7 +150,11 @@ class GlobalScheduler:
         return self.spec.migration.persistent_pairs and paired and self.may_start(move)
 
     def _is_source(self, instance_id: int, now: float) -> bool:
-        """Tell whether an instance is a source; if not, note how long it cannot become one without being touched."""
+        """Tell whether an instance is a source; if not, note how long it cannot become one unless touched for worse.
+
+        With a threshold of zero or more, requests that leave never make a source of an instance that is none: at least
+        as much memory is then shared by fewer.
+        """
         policy, rule = self.spec.migration, self.spec.freeness
         first, second = self._reports.outlook(instance_id)
         freeness = migration_freeness(second, rule)
@@ -155,8 +164,8 @@ class GlobalScheduler:
             requests = second.running + (1 if second.waiting else 0)
             spare = (freeness - policy.out_threshold_blocks) * requests
             until = self._reports.earliest_loss(instance_id, spare) if second.running else math.inf
-            self._quiet_until[instance_id] = until
             if until > now:
+                self._quiet_until[instance_id] = until if policy.out_threshold_blocks >= 0 else now
                 return False
         load = self._reports.latest(instance_id)
         return is_source(load, migration_freeness(load, rule), policy)

@@ -70,10 +70,7 @@ class Move:
         now_ps = self._world.now_ps
         self.request.moving = True
         self._world.note("migrate_start", self.source.instance_id, self.request, f"to {self.destination.instance_id}")
-        blocks = self.source.blocks_of(self.request, now_ps)
-        self.source.set_migrating(True, now_ps)
-        self.destination.set_migrating(True, now_ps)
-        self._carry_out(self._machine.start(blocks))
+        self._carry_out(self._machine.start(self.source.blocks_of(self.request, now_ps)))
 
     def request_gone(self, reason: AbortReason) -> None:
         """The source finished or preempted the request. Acted upon after the stage under way, as in §4.2."""
@@ -102,8 +99,11 @@ class Move:
                 self._abort(reason)
 
     def _reserve(self, blocks: int) -> None:
-        first = self._machine.reserved_blocks == 0
-        if self.destination.reserve(blocks, self._world.now_ps, seat=first):
+        first, now_ps = self._machine.reserved_blocks == 0, self._world.now_ps
+        if self.destination.reserve(blocks, now_ps, seat=first):
+            if first:
+                self.source.set_migrating(True, now_ps)
+                self.destination.set_migrating(True, now_ps)
             self._carry_out(self._machine.reserved())
         else:
             self._world.send(lambda: self._carry_out(self._machine.refused()), self._world.cost.control_ps)
@@ -139,6 +139,7 @@ class Move:
     def _end(self, *, refused: bool) -> None:
         now_ps = self._world.now_ps
         self.request.moving = False
-        self.source.set_migrating(False, now_ps)
-        self.destination.set_migrating(False, now_ps)
+        if self._machine.reserved_blocks:
+            self.source.set_migrating(False, now_ps)
+            self.destination.set_migrating(False, now_ps)
         self._world.move_ended(self, refused=refused)

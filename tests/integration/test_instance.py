@@ -43,7 +43,7 @@ class Bench:
             queue_order,
             load_reports,
             arm=lambda _, end_ps, version: self.ends.append((end_ps, version)),
-            touch=lambda _: None,
+            touch=lambda _, worse=True: None,
             on_preempted=lambda r: self.preempted.append(r.arrival_order),
             on_frozen=lambda r, now_ps: None,
             on_finished=lambda r: self.finished.update({r.arrival_order: self.now_ps}),

@@ -36,7 +36,7 @@ class SimInstance:
     """Continuous batching of one engine in virtual time.
 
     `arm(instance_id, end_ps, version)` asks for a call of `boundary` at end_ps; a later arm makes earlier ones void.
-    `touch(instance_id)` tells that the outlook has changed.
+    `touch(instance_id, worse=)` tells that the outlook has changed, and whether requests did more than leave.
     """
 
     __slots__ = (
@@ -75,6 +75,7 @@ class SimInstance:
         "_view",
         "_view_steps",
         "_view_until_ps",
+        "_worse",
         "free_blocks",
         "high_priority",
         "inbound",
@@ -99,7 +100,7 @@ class SimInstance:
         load_reports: LoadReports,
         *,
         arm: Callable[[int, int, int], None],
-        touch: Callable[[int], None],
+        touch: Callable[..., None],
         on_preempted: Callable[[SimRequest], None],
         on_frozen: Callable[[SimRequest, int], None],
         on_finished: Callable[[SimRequest], None],
@@ -142,6 +143,7 @@ class SimInstance:
         self._start_ps = 0
         self._end_ps = 0
         self._steps = 0
+        self._worse = False  # requests have come, or memory was reserved, since the scheduler was told
         self._cut = False  # the segment already ends at the first boundary after the last change
         self._first_step_ps = 0
         self._step_growth_ps = 0
@@ -183,6 +185,7 @@ class SimInstance:
         else:
             waiting.append(request)
         self.waiting_tokens += request.tokens
+        self._worse = True
         self._wake(now_ps)
 
     # --- reports
@@ -226,7 +229,7 @@ class SimInstance:
         if self._immediate:
             return now_ps
         steps = self._view_steps + int(self._block_size * blocks / self._batch) - self._block_size
-        return self._start_ps + self._elapsed_ps(steps) if steps > 0 else now_ps
+        return self._start_ps + steps * self._cost.decode_ps(1, 1)  # steps shrink as requests leave
 
     # --- migration: called between steps or during one; takes effect at the next boundary
 
@@ -238,6 +241,7 @@ class SimInstance:
         if not room:
             return False
         self.inbound += seat
+        self._worse = True
         self._change_free(-blocks, now_ps)
         return True
 
@@ -274,6 +278,7 @@ class SimInstance:
         self.inbound -= inbound
         request.instance_last = self.instance_id
         self._joining.append(request)
+        self._worse = True
         if request.priority is Priority.HIGH:
             self.high_priority += 1
         self._wake(now_ps)
@@ -300,7 +305,7 @@ class SimInstance:
         elif not self._prefilling:
             self._schedule(now_ps)
         if self._immediate:
-            self._touch(self.instance_id)
+            self._touch(self.instance_id, worse=True)
 
     def _set_end(self, end_ps: int) -> None:
         self._end_ps = end_ps
@@ -381,7 +386,8 @@ class SimInstance:
             self._view_steps = 0
             self._view_until_ps = -1
             self._set_end(self._end_ps)
-        self._touch(self.instance_id)
+        self._touch(self.instance_id, worse=self._worse)
+        self._worse = bool(self._prefilling)  # what a prefill makes of the load is seen in the next segment
 
     def _admit(self, now_ps: int) -> bool:
         """Start a prefill step with as much of the queue as fits."""
@@ -406,6 +412,7 @@ class SimInstance:
             admitted.append(request)
         if not admitted:
             return False
+        self._worse = True
         duration_ps = self._cost.prefill_ps(len(admitted), tokens, squares)
         if self.migrating:
             duration_ps += self._cost.migration_step_ps
@@ -458,6 +465,7 @@ class SimInstance:
         request.tokens = request.prompt_tokens + request.generated
         request.preempted_ps = now_ps
         request.preemptions += 1
+        self._worse = True
         self.preempted_waiting += 1
         self.waiting.insert(self._front_of_class(request), request)
         self.waiting_tokens += request.tokens
