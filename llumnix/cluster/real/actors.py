@@ -26,7 +26,6 @@ from llumnix.cluster.real.messages import (
     Arrival,
     InstanceLost,
     Landing,
-    Limits,
     MoveOutcome,
     News,
     NoAnswer,
@@ -34,6 +33,7 @@ from llumnix.cluster.real.messages import (
     Submission,
     Tag,
 )
+from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Engine, Parcel
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import Pair

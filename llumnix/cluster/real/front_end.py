@@ -16,14 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from llumnix.cluster.real.delivery import Delivery
 from llumnix.cluster.real.links import Dispatcher, Instance
 from llumnix.cluster.real.messages import (
     Chunk,
     InstanceLost,
-    Limits,
     LinkError,
     Moved,
     News,
@@ -33,17 +31,11 @@ from llumnix.cluster.real.messages import (
     Tag,
     Unknown,
 )
+from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
 
 log = logging.getLogger(__name__)
-
-
-class OnLoss(StrEnum):
-    """What becomes of a request whose instance died: started again from what was delivered, or failed."""
-
-    replay = "replay"
-    fail = "fail"
 
 
 @dataclass(frozen=True, slots=True)

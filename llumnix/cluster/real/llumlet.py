@@ -23,7 +23,6 @@ from llumnix.cluster.real.messages import (
     Chunk,
     Item,
     Landing,
-    Limits,
     LinkError,
     Moved,
     MoveOutcome,
@@ -36,6 +35,7 @@ from llumnix.cluster.real.messages import (
 )
 from llumnix.cluster.real.move import Move
 from llumnix.cluster.real.outbox import Outbox
+from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Engine, MigrationRefused, MovableRequest, Parcel, StepResult
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import MigrationPolicy, choose_request

@@ -21,25 +21,6 @@ class NoAnswer(LinkError):  # noqa: N818
     """Nothing came back within the time limit; the other side may still act."""
 
 
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Limits:
-    """Time limits on every wait between processes, in seconds.
-
-    control_s: a message that only touches state between two steps. copy_s: a message with KV blocks. migration_s: a
-    whole migration. poll_s: how long an instance holds back the answer to a poll when it has nothing to say; an answer
-    later than poll_s + control_s means a hang, as does a step longer than step_s. reservation_s: an arriving request
-    without news for so long is cancelled. start_s: an engine is up after this time, also after a restart.
-    """
-
-    control_s: float = 5.0
-    copy_s: float = 20.0
-    migration_s: float = 60.0
-    poll_s: float = 0.5
-    step_s: float = 60.0
-    reservation_s: float = 30.0
-    start_s: float = 300.0
-
-
 @dataclass(frozen=True, slots=True)
 class Tag:
     """Which life of a request is meant: `attempt` counts replays, `hops` counts moves within the attempt."""
@@ -107,7 +88,8 @@ Item = Chunk | Notice | Moved | Unknown
 class News:
     """Answer to a poll: everything after the number asked for. `stuck_s`: how long the present step has been going on.
 
-    `load` is the last report of the instance. A new `incarnation` means that the process was restarted and remembers nothing.
+    `load` is the last report of the instance. A new `incarnation` means that the process was restarted and remembers
+    nothing.
     """
 
     incarnation: str

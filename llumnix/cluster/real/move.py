@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from llumnix.cluster.real import transport
 from llumnix.cluster.real.engine_thread import EngineThread
 from llumnix.cluster.real.links import Peer
-from llumnix.cluster.real.messages import Accepted, Arrival, Landing, Limits, LinkError, MoveOutcome, NoAnswer, Tag
+from llumnix.cluster.real.messages import Accepted, Arrival, Landing, LinkError, MoveOutcome, NoAnswer, Tag
+from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Departure, Engine, FinalState, MigrationRefused, Parcel
 from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, Migration, Reserve
 from llumnix.policies.migration import MigrationPolicy

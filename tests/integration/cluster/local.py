@@ -11,9 +11,10 @@ from typing import Any
 from fake_engine import FakeEngine, expected_tokens
 
 from llumnix.cluster.real.control import Control, NoInstance
-from llumnix.cluster.real.front_end import FrontEnd, OnLoss, Stream
+from llumnix.cluster.real.front_end import FrontEnd, Stream
 from llumnix.cluster.real.llumlet import Llumlet
-from llumnix.cluster.real.messages import InstanceLost, Limits, MoveOutcome, NoAnswer
+from llumnix.cluster.real.messages import InstanceLost, MoveOutcome, NoAnswer
+from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import MigrationPolicy, Pair

@@ -9,8 +9,9 @@ import pytest
 from fake_engine import FakeEngine
 from local import LocalCluster, assert_exact, wait_until
 
-from llumnix.cluster.real.front_end import OnLoss, Stream
+from llumnix.cluster.real.front_end import Stream
 from llumnix.cluster.real.messages import NoAnswer
+from llumnix.cluster.real.spec import OnLoss
 from llumnix.policies.migration import MigrationPolicy
 
 MESSAGES = ["reserve", "receive", "extend", "land"]
@@ -196,7 +197,7 @@ def test_a_message_that_gets_lost_costs_no_token(message: str, when: str) -> Non
 
 
 def test_requests_of_a_dead_instance_go_on_elsewhere_from_what_was_delivered() -> None:
-    with LocalCluster(2) as cluster:
+    with LocalCluster(2, build=lambda _: FakeEngine(blocks=1024)) as cluster:
         streams = one_after_the_other(cluster, range(6), tokens=300)
         cluster.links[0].kill()
         for stream in streams:
