@@ -271,7 +271,7 @@ class VllmEngine:
 
     def cancel(self, request_id: str) -> None:
         """Free what was reserved."""
-        if request_id in self._scheduler.arriving:
+        if self._unsupported is None and request_id in self._scheduler.arriving:
             self._scheduler.cancel(request_id)
             self._forget(request_id)
 
