@@ -331,17 +331,17 @@ def start_actors(
     log_level: int = logging.WARNING,
 ) -> list[ActorHandle[Any]]:
     """Start the global scheduler and the instances; returns at once. The actors live as long as the handles."""
-    actor: Any = ray.remote(SchedulerActor)
+    remote: Any = ray.remote  # its types know no concurrency groups
+    actor = remote(concurrency_groups={"report": 1, "ask": 4})(SchedulerActor)
     actors = [
         actor.options(
             name=SCHEDULER,
             namespace=namespace,
             num_cpus=0,
             max_restarts=-1,
-            concurrency_groups={"report": 1, "ask": 4},
         ).remote(namespace, scheduler, limits, instances, log_level)
     ]
-    actor = ray.remote(LlumletActor)
+    actor = remote(concurrency_groups=GROUPS)(LlumletActor)
     for instance_id in range(instances):
         actors.append(
             actor.options(
@@ -350,7 +350,6 @@ def start_actors(
                 num_cpus=options.num_cpus,
                 num_gpus=options.num_gpus,
                 max_restarts=options.max_restarts,
-                concurrency_groups=GROUPS,
             ).remote(instance_id, namespace, build, scheduler, limits, log_level)
         )
     return actors

@@ -137,6 +137,7 @@ class FrontEnd:
         self._news = threading.Condition()
         self.notices: list[Notice] = []
         self.loads: dict[int, InstanceLoad] = {}
+        self.delivered = 0  # tokens
         self.duplicates = 0
         self.bypassed = 0
         self._senders = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sender")
@@ -319,6 +320,7 @@ class FrontEnd:
             for part in given:
                 self._stamp(life, part, now_s)
                 if part.tokens:
+                    self.delivered += len(part.tokens)
                     stream.put(part)
             if life.delivery.finish_reason is not None:
                 self._end(stream, StreamEnd(life.delivery.finish_reason))
