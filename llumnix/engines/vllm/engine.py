@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -25,10 +25,10 @@ from llumnix.engines.base import (
     StepResult,
 )
 from llumnix.engines.vllm import carriers, refusals, versions
+from llumnix.engines.vllm.native import as_native
 from llumnix.engines.vllm.options import VllmOptions
 from llumnix.load import InstanceLoad
 from llumnix.migration import AbortReason
-from llumnix.request import Priority
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,12 @@ _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1
 class VllmEngine:
     """See llumnix.engines.base.Engine."""
 
-    def __init__(self, options: VllmOptions) -> None:
+    def __init__(self, options: VllmOptions, start: Callable[..., Any] | None = None) -> None:
+        """Start an EngineCore; `start(options, with_migration=...)` makes another one than vLLM's own."""
         os.environ.update(_ENVIRONMENT)
         self._finding = versions.check()
         self._unsupported = self._finding.unsupported if options.migration else "it is switched off for this engine"
-        self._core = _start(options, with_migration=self._unsupported is None)
+        self._core = (start or _start)(options, with_migration=self._unsupported is None)
         self._scheduler = self._core.scheduler
         if self._unsupported is None:
             self._unsupported = self._why_unsupported()
@@ -351,27 +352,8 @@ class VllmEngine:
         self._emitted.pop(request_id, None)
 
     def _as_native(self, request: EngineRequest) -> Any:
-        """Return the request in vLLM's own form. There a lower number is the higher priority."""
-        if request.native is not None:
-            return request.native
-        params = versions.lookup("vllm.SamplingParams")(**request.sampling)
-        if params.max_tokens is None:
-            params.max_tokens = self.max_request_tokens - len(request.prompt)
-        eos = self._core.vllm_config.model_config.hf_config.eos_token_id
-        params.update_from_generation_config({"eos_token_id": eos}, eos if isinstance(eos, int) else None)
-        return versions.lookup("vllm.v1.engine.EngineCoreRequest")(
-            request_id=request.request_id,
-            prompt_token_ids=list(request.prompt),
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=request.arrival_s,
-            lora_request=None,
-            cache_salt=request.cache_salt,
-            data_parallel_rank=None,
-            priority=-1 if request.priority is Priority.HIGH else 0,
-            external_req_id=request.request_id,
-        )
+        eos_token_id = self._core.vllm_config.model_config.hf_config.eos_token_id
+        return as_native(request, self.max_request_tokens, eos_token_id)
 
     def _why_unsupported(self) -> str | None:
         reason = refusals.of_engine(self._core)

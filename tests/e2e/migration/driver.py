@@ -69,7 +69,11 @@ class Cluster:
                 self.scheduled[i].append(result.scheduled)
             self.preempted.extend(result.preempted)
             for output in result.outputs:
-                self.delivered.take(output, i)
+                self.deliver(output, i)
+
+    def deliver(self, output: Output, engine: int) -> None:
+        """Hand over what one engine has made."""
+        self.delivered.take(output, engine)
 
     def drain(self) -> None:
         """Step until nothing is left."""
