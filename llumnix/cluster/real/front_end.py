@@ -218,6 +218,7 @@ class FrontEnd:
                 self._later(self._settle, [stream])
                 return None
             except ValueError as error:
+                self.notices.append(Notice(time.time(), "reject", None, request_id))
                 return self._fail(stream, str(error))
             now_s = time.time()
             with self._lock:

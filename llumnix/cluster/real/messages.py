@@ -56,7 +56,7 @@ class Notice:
 
     time_s: float
     kind: str
-    instance_id: int
+    instance_id: int | None
     request_id: str | None = None
     detail: str | None = None
 

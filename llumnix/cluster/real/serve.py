@@ -106,7 +106,8 @@ def engine_options(
         high_priority_first=scheduler.queue_order is not QueueOrder.arrival,
         watermark_fraction=cluster.watermark_fraction,
         migration=engine.migration,
-        arguments=dict(engine.arguments),
+        # Ranks are processes of the instance's own actor: Ray gave it the GPUs.
+        arguments=({"distributed_executor_backend": "mp"} if engine.tensor_parallel > 1 else {}) | engine.arguments,
     )
 
 
