@@ -50,6 +50,7 @@ class VllmEngine:
             self._unsupported = self._why_unsupported()
         if self._unsupported is None:
             log.info("vLLM %s: live migration is on", self._finding.version)
+            carriers.sweep()
         else:
             log.warning("vLLM %s: no live migration, because %s", self._finding.version, self._unsupported)
         blocks = self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1  # vLLM never hands out block 0
