@@ -97,8 +97,6 @@ def _unknown_option(text: str) -> str:
         for name, command in INSTALL.items():
             if option.startswith(name):
                 return f"{group}={option} needs a package that is not installed: {command}"
-    if (group, option) == ("engine", "vllm"):
-        return "engine=vllm comes with the real system, which is not part of this version; there is engine=sim"
     listing = text.partition("Available options in")[2].partition("Config search path")[0]
     options = re.findall(r"^\t(\S+)$", listing, flags=re.MULTILINE)
     close = difflib.get_close_matches(option, options, n=1)

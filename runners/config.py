@@ -12,13 +12,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from llumnix import arrivals, traces
+from llumnix.cluster.real.spec import RayOptions, RealEngine
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.config import Gpu, Model
 from llumnix.engines.sim.spec import SimEngine
+from llumnix.engines.spec import EngineSpec
 from llumnix.errors import ConfigError
 from llumnix.policies.spec import Scheduler
 
-NOT_RESULT = frozenset({"name", "force", "dry_run", "fail_fast", "exclude"})
+NOT_RESULT = frozenset({"name", "force", "dry_run", "fail_fast", "exclude", "ray"})
 """Root keys that steer a command but change no number of a run; they stay out of the run id."""
 
 
@@ -44,7 +46,8 @@ class ServeConfig:
     trace: traces.Trace = MISSING
     arrivals: arrivals.Arrivals = MISSING
     scheduler: Scheduler = MISSING
-    engine: SimEngine = MISSING
+    engine: EngineSpec = MISSING
+    ray: RayOptions = field(default_factory=RayOptions)
     force: bool = False
     dry_run: bool = False
     fail_fast: bool = False
@@ -74,6 +77,7 @@ def register() -> None:
     store = ConfigStore.instance().store
     store("serve_schema", ServeConfig)
     store("sim", SimEngine, group="schema/engine")
+    store("vllm", RealEngine, group="schema/engine")
     store("generated", traces.GeneratedTrace, group="schema/trace")
     store("quantile", traces.QuantileTrace, group="schema/trace")
     store("file", traces.FileTrace, group="schema/trace")

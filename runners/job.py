@@ -20,6 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llumnix.cluster.real.spec import RealEngine
+from llumnix.engines.sim.spec import SimEngine
 from llumnix.errors import ConfigError, LlumnixError
 from runners import provenance
 from runners.command_line import one_sentence
@@ -29,7 +31,7 @@ from runners.run_id import job_config, run_id
 from runners.sweep import SweepLog, is_excluded
 
 if TYPE_CHECKING:
-    from llumnix.cluster.virtual import RunResult
+    from llumnix.cluster.result import RunResult
     from llumnix.request import Workload
     from runners.rundir import RunDirectory
 
@@ -78,10 +80,8 @@ def run(cfg: DictConfig, *, root: Path, git: Mapping[str, Any] | None, progress:
 
 
 def perform(config: ServeConfig, progress: Progress | None) -> tuple[Workload, RunResult]:
-    """Make the workload and serve it."""
+    """Make the workload and serve it, in the world that the engine belongs to."""
     from llumnix import workload
-    from llumnix.cluster.virtual import simulate
-    from llumnix.engines.sim.cost import CostModel
 
     requests = workload.build(
         config.trace,
@@ -93,9 +93,37 @@ def perform(config: ServeConfig, progress: Progress | None) -> tuple[Workload, R
         num_requests=config.num_requests,
         high_priority_fraction=config.high_priority_fraction,
     )
+    match config.engine:
+        case SimEngine():
+            return requests, _simulate(config, config.engine, requests, progress)
+        case RealEngine():
+            return requests, _serve(config, config.engine, requests, progress)
+        case other:
+            raise ConfigError(f"engine={other.name} is of no known kind: type engine=sim or engine=vllm.")
+
+
+def _simulate(config: ServeConfig, engine: SimEngine, requests: Workload, progress: Progress | None) -> RunResult:
+    from llumnix.cluster.virtual import simulate
+    from llumnix.engines.sim.cost import CostModel
+
     cost = CostModel(config.gpu.cost_of(config.model), config.model.kv_bytes_per_token)
-    result = simulate(requests, config.cluster, config.engine, cost, config.scheduler, progress=progress)
-    return requests, result
+    return simulate(requests, config.cluster, engine, cost, config.scheduler, progress=progress)
+
+
+def _serve(config: ServeConfig, engine: RealEngine, requests: Workload, progress: Progress | None) -> RunResult:
+    from llumnix.cluster.real.serve import serve
+
+    return serve(
+        requests,
+        config.cluster,
+        engine,
+        config.model,
+        config.gpu,
+        config.scheduler,
+        config.ray,
+        seed=config.seed,
+        progress=progress,
+    )
 
 
 def _run(config: ServeConfig, asked: dict[str, Any], root: Path, progress: Progress | None) -> Outcome:

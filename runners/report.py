@@ -110,6 +110,7 @@ COUNTS = {
     "failed": "failed",
     "preemptions": "preemptions",
     "migrations": "migrations",
+    "migrated_requests": "requests migrated",
 }
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llumnix.cluster.moves import Move
+from llumnix.cluster.result import Columns, RunResult
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import PS_PER_S, CostModel
 from llumnix.engines.sim.instance import SimInstance
@@ -29,19 +29,8 @@ from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority, Workload
 from llumnix.scheduler import GlobalScheduler
 
-Columns = dict[str, Any]
 _NEVER = 1 << 62
 _MESSAGE, _STEP_END = 0, 1
-
-
-@dataclass(slots=True)
-class RunResult:
-    """What happened: columns of llumnix.record's tables, and counts of the simulator's own work."""
-
-    requests: Columns
-    events: Columns
-    instances: Columns
-    counters: dict[str, int] = field(default_factory=dict)
 
 
 def simulate(

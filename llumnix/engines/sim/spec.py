@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llumnix.errors import ConfigError
+from llumnix.engines.spec import EngineSpec
 
 
 class Batching(StrEnum):
@@ -15,13 +15,8 @@ class Batching(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class SimEngine:
-    """The simulated engine; `sample_period_s` is the period of the rows of instances.parquet."""
+class SimEngine(EngineSpec):
+    """The simulated engine."""
 
     name: str = "sim"
     batching: Batching = Batching.prefill_first
-    sample_period_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not self.sample_period_s > 0:
-            raise ConfigError(f"engine.sample_period_s must be positive, got {self.sample_period_s}.")

@@ -1,0 +1,163 @@
+"""The global scheduler in wall-clock time: keeps the last report of every instance and starts migrations in rounds.
+
+Decisions are those of llumnix.scheduler; here are only reports that arrive, instances that come and go, and the calls
+that a decision leads to. No token and no KV block passes here. All state is rebuilt from reports after a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llumnix.load import InstanceLoad
+from llumnix.policies.migration import Pair
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Priority
+from llumnix.scheduler import GlobalScheduler
+
+log = logging.getLogger(__name__)
+
+NEVER_S = float("inf")
+
+
+class NoInstance(RuntimeError):  # noqa: N818  says what is the case, not what went wrong here
+    """No instance has reported lately: there is nowhere to send a request."""
+
+
+@dataclass(slots=True)
+class _Last:
+    load: InstanceLoad
+    received_s: float
+
+
+class Control:
+    """GlobalScheduler behind a lock, over the instances whose last report is younger than `report_limit_s`.
+
+    `start_migration(pair, ended)` carries out a pair without blocking and calls `ended(moved)` afterwards. It is the
+    scheduler's ReportSource: the outlook is the last report, since every newer one is announced with touch().
+    """
+
+    def __init__(
+        self,
+        spec: Scheduler,
+        start_migration: Callable[[Pair, Callable[[bool], None]], None],
+        *,
+        report_limit_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._start_migration = start_migration
+        self._report_limit_s = report_limit_s
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._last: dict[int, _Last] = {}
+        self._moves: set[Pair] = set()
+        self._scheduler: GlobalScheduler | None = None
+        self._stop = threading.Event()
+        self.reports = 0
+        self.rounds = 0
+        self.pairs_started = 0
+
+    # --- ReportSource
+
+    def latest(self, instance_id: int) -> InstanceLoad:
+        """Return the last report received."""
+        return self._last[instance_id].load
+
+    def outlook(self, instance_id: int) -> tuple[InstanceLoad, InstanceLoad]:
+        """Return the last report received, twice: nothing changes before the next one."""
+        load = self._last[instance_id].load
+        return load, load
+
+    def earliest_loss(self, instance_id: int, blocks: float) -> float:
+        """Never: whatever an instance fills comes with a new report, which touches it."""
+        return NEVER_S
+
+    # --- what instances and front ends tell
+
+    def report(self, load: InstanceLoad) -> None:
+        """Take the load report of an instance; the first one makes it known."""
+        with self._lock:
+            self.reports += 1
+            new = load.instance_id not in self._last
+            self._last[load.instance_id] = _Last(load, self._clock())
+            if new:
+                self._rebuild()
+            elif self._scheduler is not None:
+                self._scheduler.touch(load.instance_id)
+
+    def instance_down(self, instance_id: int) -> None:
+        """Forget an instance until it reports again."""
+        with self._lock:
+            if self._last.pop(instance_id, None) is not None:
+                self._rebuild()
+
+    def dispatch(self, priority: Priority) -> int:
+        """Choose the instance for a new request; NoInstance if none has reported lately."""
+        with self._lock:
+            self._forget_silent()
+            if self._scheduler is None:
+                raise NoInstance("no instance has reported to the global scheduler")
+            return self._scheduler.dispatch(priority)
+
+    def traffic(self) -> dict[str, int]:
+        """Count the control messages so far: load reports, migration rounds, pairs started."""
+        return {"reports": self.reports, "rounds": self.rounds, "pairs": self.pairs_started}
+
+    # --- migration rounds
+
+    def round(self) -> None:
+        """Pair instances once and start what can start."""
+        with self._lock:
+            self._forget_silent()
+            self.rounds += 1
+            pairs = self._scheduler.migration_round(self._clock()) if self._scheduler is not None else []
+            for pair in pairs:
+                self._begin(pair)
+
+    def run(self) -> None:
+        """Hold a round every migration period until stop(); for a thread of its own."""
+        due_s = self._clock()
+        while not self._stop.is_set():
+            if self._spec.migration.enabled:
+                self.round()
+            due_s = max(due_s + self._spec.migration.period_s, self._clock())
+            self._stop.wait(due_s - self._clock())
+
+    def stop(self) -> None:
+        """End run()."""
+        self._stop.set()
+
+    def _begin(self, pair: Pair) -> None:
+        assert self._scheduler is not None
+        self._scheduler.migration_started(pair)
+        self._moves.add(pair)
+        self.pairs_started += 1
+        self._start_migration(pair, lambda moved: self._ended(pair, moved))
+
+    def _ended(self, pair: Pair, moved: bool) -> None:
+        with self._lock:
+            self._moves.discard(pair)
+            goes_on = self._scheduler is not None and self._scheduler.migration_ended(pair, refused=not moved)
+            if goes_on and not self._stop.is_set():
+                self._begin(pair)
+
+    def _forget_silent(self) -> None:
+        oldest_s = self._clock() - self._report_limit_s
+        silent = [instance_id for instance_id, last in self._last.items() if last.received_s < oldest_s]
+        for instance_id in silent:
+            log.warning("instance %d has not reported for %.1f s: left out", instance_id, self._report_limit_s)
+            del self._last[instance_id]
+        if silent:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Schedule over the instances known now; migrations under way keep both their sides busy."""
+        ids: Sequence[int] = sorted(self._last)
+        self._scheduler = GlobalScheduler(self._spec, ids, self) if ids else None
+        if self._scheduler is not None:
+            for pair in self._moves:
+                self._scheduler.migration_started(pair)

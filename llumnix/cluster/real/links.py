@@ -1,0 +1,43 @@
+"""What the parts of a cluster see of each other. A Llumlet is all of it at once; over Ray a proxy stands in for it.
+
+Every call ends within its time limit (messages.Limits): with an answer, or with InstanceLost or NoAnswer.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from llumnix.cluster.real.messages import Accepted, Arrival, Landing, News, Refused, Submission, Tag
+from llumnix.engines.base import Parcel
+from llumnix.request import Priority
+
+
+class Peer(Protocol):
+    """A destination, as a source sees it."""
+
+    def reserve(self, arrival: Arrival) -> Accepted | Refused: ...
+    def extend(self, request_id: str, tag: Tag, blocks: int) -> bool: ...
+    def receive(self, request_id: str, tag: Tag, first_block: int, parcels: list[Parcel]) -> bool: ...
+    def land(self, landing: Landing) -> bool: ...
+    def cancel(self, request_id: str, tag: Tag) -> None: ...
+    def abort(self, request_ids: list[str]) -> None: ...
+
+
+class Instance(Protocol):
+    """An instance, as a front end sees it."""
+
+    @property
+    def instance_id(self) -> int: ...
+    def submit(self, submission: Submission) -> None: ...
+    def abort(self, request_ids: list[str]) -> None: ...
+    def settle(self, attempts: dict[str, int]) -> list[str]: ...
+    def poll(self, after: int, limit_s: float) -> News: ...
+    def kill(self) -> None:
+        """End its process at once; where it runs under Ray, a new one takes its place."""
+
+
+class Dispatcher(Protocol):
+    """The global scheduler, as a front end sees it."""
+
+    def dispatch(self, priority: Priority) -> int: ...
+    def instance_down(self, instance_id: int) -> None: ...

@@ -1,0 +1,395 @@
+"""The llumlet: owner of one engine, which it steps, reports on, and moves requests out of and into (§4.3).
+
+Its public methods may be called from any thread or, through a link, from any process; each of them waits at most for
+the time limit of its kind. What happens inside the engine happens in the engine's own thread, between two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from llumnix.cluster.real import transport
+from llumnix.cluster.real.engine_thread import EngineThread
+from llumnix.cluster.real.links import Peer
+from llumnix.cluster.real.messages import (
+    Accepted,
+    Arrival,
+    Chunk,
+    Item,
+    Landing,
+    LinkError,
+    Moved,
+    MoveOutcome,
+    News,
+    Notice,
+    Refused,
+    Submission,
+    Tag,
+    Unknown,
+)
+from llumnix.cluster.real.move import Move
+from llumnix.cluster.real.outbox import Outbox
+from llumnix.cluster.real.spec import Limits
+from llumnix.engines.base import Engine, MigrationRefused, MovableRequest, Parcel, StepResult
+from llumnix.load import InstanceLoad
+from llumnix.policies.migration import MigrationPolicy, choose_request
+
+log = logging.getLogger(__name__)
+REMEMBERED = 10_000
+"""How many outdated requests an instance remembers, so that a message about one that comes late is refused."""
+
+
+@dataclass(slots=True)
+class _Here:
+    """A request that this instance owns."""
+
+    tag: Tag
+    exec_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Coming:
+    """A request that a source is sending."""
+
+    tag: Tag
+    source: int
+    heard_s: float
+    distance: transport.Distance
+
+
+@dataclass(slots=True)
+class _State:
+    """Who is here. Only touched in the engine's thread."""
+
+    here: dict[str, _Here] = field(default_factory=dict)
+    coming: dict[str, _Coming] = field(default_factory=dict)
+    void: OrderedDict[str, int] = field(default_factory=OrderedDict)  # attempts up to this one are outdated
+
+
+class Llumlet:
+    """One instance. `report` takes load reports; `peer` finds another instance; `on_failure` ends the process."""
+
+    def __init__(
+        self,
+        instance_id: int,
+        engine: Engine,
+        *,
+        policy: MigrationPolicy,
+        report: Callable[[InstanceLoad], None],
+        peer: Callable[[int], Peer],
+        limits: Limits,
+        report_period_s: float = 0.05,
+        heartbeat_s: float = 1.0,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.instance_id = instance_id
+        self.incarnation = uuid.uuid4().hex
+        self.limits = limits
+        self.outbox = Outbox()
+        self.place, self.process = transport.here()
+        self._policy = policy
+        self._report = report
+        self._peer = peer
+        self._report_period_s = report_period_s
+        self._heartbeat_s = heartbeat_s
+        self._on_failure = on_failure
+        self._state = _State()
+        self._draining = False
+        self._moving = threading.Lock()
+        self._last_report_s = 0.0
+        self._last_load: InstanceLoad | None = None
+        self.carriers = engine.carriers
+        self.migration_unsupported = engine.migration_unsupported
+        self.thread = EngineThread(engine, self._after_step, self._when_idle, self._failed)
+        self._engine = engine
+        self.after_step: list[Callable[[Engine], None]] = []  # moves that wait for a freeze
+        if self.migration_unsupported:
+            log.warning("instance %d does not migrate: %s", instance_id, self.migration_unsupported)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End serving and free the device."""
+        self.thread.stop(self.limits.control_s)
+        self._engine.shutdown()
+
+    # --- for the front end
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a request. ValueError if the engine cannot serve it at all."""
+        self.thread.call(lambda engine: self._add(engine, submission), self.limits.control_s)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Forget requests, running, waiting, leaving or arriving; unknown ones are ignored."""
+        self.thread.call(lambda engine: self._abort(engine, request_ids), self.limits.control_s)
+
+    def settle(self, attempts: dict[str, int]) -> list[str]:
+        """Return which of these requests live here in the given attempt; the others will not come here any more."""
+        return self.thread.call(lambda engine: self._settle(engine, attempts), self.limits.control_s)
+
+    def poll(self, after: int, limit_s: float) -> News:
+        """Return what happened after item number `after`; waits up to limits.poll_s for something to tell.
+
+        `limit_s`, how long the caller waits for the answer, is the business of the link between the two.
+        """
+        del limit_s
+        last, items = self.outbox.after(after, self.limits.poll_s)
+        return News(self.incarnation, last, items, self.thread.stuck_s(), self._last_load)
+
+    def set_draining(self, draining: bool) -> None:
+        """Take no new request and give away what is here, or stop doing so."""
+        self._draining = draining
+        self.thread.call(lambda _: self._send_report(), self.limits.control_s)
+
+    # --- for the global scheduler
+
+    def migrate_out(self, destination: int) -> MoveOutcome:
+        """Choose one request by the policy and move it to another instance; returns when that has ended."""
+        if self.migration_unsupported:
+            return MoveOutcome(False, reason=self.migration_unsupported)
+        if not self._moving.acquire(blocking=False):
+            return MoveOutcome(False, reason="a migration is under way")
+        try:
+            chosen = self.thread.call(self._choose, self.limits.control_s)
+            if chosen is None:
+                return MoveOutcome(False, reason="nothing to move")
+            return self.move(chosen.request_id, destination)
+        finally:
+            self._moving.release()
+
+    def move(self, request_id: str, destination: int) -> MoveOutcome:
+        """Move one request; what cannot move stays, and the outcome says why."""
+        outcome = Move(self, request_id, destination, self._peer(destination), self._policy).run()
+        log.debug("migration of %s to %d: %s", request_id, destination, outcome)
+        return outcome
+
+    # --- for sources (Peer)
+
+    def reserve(self, arrival: Arrival) -> Accepted | Refused:
+        """Set blocks aside for a request that another instance sends."""
+        return self.thread.call(lambda engine: self._reserve(engine, arrival), self.limits.control_s)
+
+    def extend(self, request_id: str, tag: Tag, blocks: int) -> bool:
+        """Set more blocks aside; False if there is no room or the request is not expected any more."""
+
+        def extend(engine: Engine) -> bool:
+            return self._expected(request_id, tag) is not None and engine.extend(request_id, blocks)
+
+        return self.thread.call(extend, self.limits.control_s)
+
+    def receive(self, request_id: str, tag: Tag, first_block: int, parcels: list[Parcel]) -> bool:
+        """Fill reserved blocks; False if the request is not expected any more."""
+
+        def write(engine: Engine) -> bool:
+            if self._expected(request_id, tag) is None:
+                return False
+            engine.write_blocks(request_id, first_block, parcels)
+            return True
+
+        return self.thread.call(write, self.limits.copy_s)
+
+    def land(self, landing: Landing) -> bool:
+        """Take the last blocks and go on with the request; False if that cannot be: it then stays where it is."""
+
+        def land(engine: Engine) -> bool:
+            request_id = landing.request_id
+            if self._expected(request_id, landing.tag) is None:
+                return False
+            if landing.blocks and not engine.extend(request_id, landing.blocks):
+                return False
+            engine.write_blocks(request_id, landing.first_block, landing.parcels)
+            engine.commit(landing.final)
+            del self._state.coming[request_id]
+            self._state.here[request_id] = _Here(landing.tag)
+            return True
+
+        return self.thread.call(land, self.limits.copy_s)
+
+    def cancel(self, request_id: str, tag: Tag) -> None:
+        """Free what was reserved for a request that does not come."""
+
+        def cancel(engine: Engine) -> None:
+            if self._expected(request_id, tag) is not None:
+                self._drop_coming(engine, request_id)
+
+        self.thread.call(cancel, self.limits.control_s)
+
+    # --- in the engine's thread
+
+    def tag_of(self, request_id: str) -> Tag | None:
+        """Return the life of a request that is here."""
+        here = self._state.here.get(request_id)
+        return None if here is None else here.tag
+
+    def forget(self, request_id: str) -> None:
+        """Note that a request is not here any more."""
+        self._state.here.pop(request_id, None)
+
+    def tell(self, *items: Item) -> None:
+        """Put items into the outbox."""
+        self.outbox.put(list(items))
+
+    def notice(
+        self, kind: str, request_id: str | None, detail: str | None = None, instance_id: int | None = None
+    ) -> None:
+        """Put an event into the outbox, of this instance unless another is named."""
+        where = self.instance_id if instance_id is None else instance_id
+        self.tell(Notice(time.time(), kind, where, request_id, detail))
+
+    def _add(self, engine: Engine, submission: Submission) -> None:
+        request_id, attempt = submission.request.request_id, submission.attempt
+        if attempt <= self._state.void.get(request_id, -1):
+            return
+        old = self._state.here.get(request_id)
+        if old is not None:
+            if old.tag.attempt >= attempt:
+                return  # the same submission again, after an answer that got lost
+            engine.abort(request_id)
+        engine.add(submission.request, submission.generated)
+        self._state.here[request_id] = _Here(Tag(attempt))
+
+    def _abort(self, engine: Engine, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            if request_id in self._state.coming:
+                self._drop_coming(engine, request_id)
+            if self._state.here.pop(request_id, None) is not None:
+                engine.abort(request_id)
+
+    def _settle(self, engine: Engine, attempts: dict[str, int]) -> list[str]:
+        owned = []
+        for request_id, attempt in attempts.items():
+            here = self._state.here.get(request_id)
+            if here is not None and here.tag.attempt >= attempt:
+                owned.append(request_id)
+                continue
+            self._void(request_id, attempt)
+            self._abort(engine, [request_id])
+        return owned
+
+    def _void(self, request_id: str, attempt: int) -> None:
+        void = self._state.void
+        void[request_id] = max(attempt, void.get(request_id, -1))
+        void.move_to_end(request_id)
+        if len(void) > REMEMBERED:
+            void.popitem(last=False)
+
+    def _choose(self, engine: Engine) -> MovableRequest | None:
+        """Choose by the policy among those that can move; a draining instance gives away its queue as well."""
+        movable = [m for m in engine.movable() if m.request_id in self._state.here]
+        chosen = choose_request(movable, self._policy.request_choice)
+        if chosen is None and self._draining:
+            chosen = next((m for m in engine.queued() if m.request_id in self._state.here), None)
+        return chosen
+
+    def _reserve(self, engine: Engine, arrival: Arrival) -> Accepted | Refused:
+        request_id = arrival.departure.request.request_id
+        if self._draining:
+            return Refused("the destination is draining")
+        if arrival.tag.attempt <= self._state.void.get(request_id, -1):
+            return Refused("the request has been started again elsewhere")
+        if request_id in self._state.here or request_id in self._state.coming:
+            return Refused("the destination has this request already")
+        try:
+            present = engine.reserve(arrival.departure, arrival.blocks)
+        except MigrationRefused as refused:
+            return Refused(refused.reason, no_memory=True)
+        apart = transport.distance(self.place, self.process, arrival.place, arrival.process)
+        self._state.coming[request_id] = _Coming(arrival.tag, arrival.source, time.monotonic(), apart)
+        return Accepted(self.incarnation, present, engine.carriers, self.place, self.process)
+
+    def _expected(self, request_id: str, tag: Tag) -> _Coming | None:
+        coming = self._state.coming.get(request_id)
+        if coming is None or coming.tag != tag:
+            return None
+        coming.heard_s = time.monotonic()
+        return coming
+
+    def _drop_coming(self, engine: Engine, request_id: str) -> None:
+        del self._state.coming[request_id]
+        engine.cancel(request_id)
+
+    def _after_step(self, result: StepResult, step_s: float) -> None:
+        items: list[Item] = []
+        now_s = time.time()
+        for request_id in result.preempted:
+            items.append(Notice(now_s, "preempt", self.instance_id, request_id))
+        for request_id in result.scheduled:
+            if (here := self._state.here.get(request_id)) is not None:
+                here.exec_s += step_s
+        for output in result.outputs:
+            here = self._state.here.get(output.request_id)
+            if here is None:
+                continue
+            items.append(
+                Chunk(
+                    request_id=output.request_id,
+                    attempt=here.tag.attempt,
+                    first_index=output.first_index,
+                    tokens=tuple(output.tokens),
+                    finish_reason=output.finish_reason,
+                    hops=here.tag.hops,
+                    exec_s=here.exec_s,
+                    step_s=step_s,
+                    stop_reason=output.stop_reason,
+                    extra=output.logprobs,
+                )
+            )
+            here.exec_s = 0.0
+            if output.finish_reason is not None:
+                del self._state.here[output.request_id]
+        self.outbox.put(items)
+        for check in list(self.after_step):
+            check(self._engine)
+        self._report_if_due()
+
+    def _when_idle(self) -> None:
+        for check in list(self.after_step):
+            check(self._engine)
+        self._report_if_due()
+
+    def _report_if_due(self) -> None:
+        """Send a report when the load has changed, at most every report period; the same one again as a heartbeat."""
+        now_s = time.monotonic()
+        if now_s - self._last_report_s < self._report_period_s:
+            return
+        self._drop_forsaken(now_s)
+        load = self._engine.load(self.instance_id, draining=self._draining)
+        if load != self._last_load or now_s - self._last_report_s >= self._heartbeat_s:
+            self._send_report(load)
+
+    def _send_report(self, load: InstanceLoad | None = None) -> None:
+        load = load or self._engine.load(self.instance_id, draining=self._draining)
+        self._last_report_s, self._last_load = time.monotonic(), load
+        try:
+            self._report(load)
+        except LinkError as error:  # the scheduler is away; it hears of us when it is back
+            log.debug("load report of instance %d got lost: %s", self.instance_id, error)
+
+    def _drop_forsaken(self, now_s: float) -> None:
+        """Cancel reservations whose source has been silent for too long."""
+        for request_id, coming in list(self._state.coming.items()):
+            if now_s - coming.heard_s > self.limits.reservation_s:
+                log.warning("instance %d gives up on %s: its source is silent", self.instance_id, request_id)
+                self._drop_coming(self._engine, request_id)
+
+    def _failed(self, error: BaseException) -> None:
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    # --- what a move tells the front end
+
+    def departed(self, request_id: str, tag: Tag, destination: int, incarnation: str, downtime_s: float) -> None:
+        """The request has gone on at the destination."""
+        self.tell(Moved(request_id, tag, destination, incarnation, downtime_s))
+
+    def lost_sight(self, request_id: str, tag: Tag, destination: int) -> None:
+        """Whether the request has gone on at the destination is not known."""
+        self.tell(Unknown(request_id, tag, destination))

@@ -1,0 +1,164 @@
+"""What front end, llumlets and global scheduler say to each other. Plain picklable values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llumnix.engines.base import Departure, EngineRequest, FinalState, Parcel
+from llumnix.load import InstanceLoad
+
+
+class LinkError(RuntimeError):
+    """The other side did not do what was asked; what came of it may be unknown."""
+
+
+class InstanceLost(LinkError):  # noqa: N818  says what happened, not what went wrong here
+    """The process of the instance is gone."""
+
+
+class NoAnswer(LinkError):  # noqa: N818
+    """Nothing came back within the time limit; the other side may still act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Which life of a request is meant: `attempt` counts replays, `hops` counts moves within the attempt."""
+
+    attempt: int = 0
+    hops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one request from one step of one instance.
+
+    `first_index` counts output tokens from 0. `finish_reason` is set on the last chunk, which may be without tokens.
+    `exec_s` is the time of the steps that the request took part in since its chunk before, `step_s` that of the last.
+    `extra` is the engine's own object for these tokens (log probabilities).
+    """
+
+    request_id: str
+    attempt: int
+    first_index: int
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+    hops: int = 0
+    exec_s: float = 0.0
+    step_s: float = 0.0
+    stop_reason: int | str | None = None
+    extra: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened at an instance, for records; `time_s` is wall-clock time."""
+
+    time_s: float
+    kind: str
+    instance_id: int | None
+    request_id: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A request has left this instance for another; `incarnation` is that of the destination. `downtime_s`: frozen."""
+
+    request_id: str
+    tag: Tag
+    destination: int
+    incarnation: str
+    downtime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A request left this instance and whether it arrived is not known: somebody has to ask."""
+
+    request_id: str
+    tag: Tag
+    destination: int
+
+
+Item = Chunk | Notice | Moved | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Answer to a poll: everything after the number asked for. `stuck_s`: how long the present step has been going on.
+
+    `load` is the last report of the instance. A new `incarnation` means that the process was restarted and remembers
+    nothing.
+    """
+
+    incarnation: str
+    last: int
+    items: list[Item] = field(default_factory=list)
+    stuck_s: float = 0.0
+    load: InstanceLoad | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request on its way to an instance; `generated` are tokens that the client already has (a replay)."""
+
+    request: EngineRequest
+    attempt: int = 0
+    generated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The beginning of a migration, as the destination hears of it. `tag` is the life that the request begins there."""
+
+    source: int
+    tag: Tag
+    departure: Departure
+    blocks: int
+    place: str  # node of the source, which decides how blocks travel
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The destination has reserved: `present_blocks` of the blocks are there already; `carrier` says how to send."""
+
+    incarnation: str
+    present_blocks: int
+    carriers: tuple[str, ...]
+    place: str
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The destination will not take it; `no_memory` if later it might."""
+
+    reason: str
+    no_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request."""
+
+    request_id: str
+    tag: Tag
+    blocks: int
+    first_block: int
+    parcels: list[Parcel]
+    final: FinalState
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOutcome:
+    """How a migration ended; `reason` is empty if the request moved."""
+
+    moved: bool
+    request_id: str | None = None
+    reason: str = ""
+    stages: int = 0
+    copied_blocks: int = 0
+    downtime_s: float = 0.0
+    carrier: str = ""

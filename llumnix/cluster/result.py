@@ -1,0 +1,18 @@
+"""What a run gives back, in whichever world it took place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Columns = dict[str, Any]
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work."""
+
+    requests: Columns
+    events: Columns
+    instances: Columns
+    counters: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,119 @@
+"""vLLM's worker with access to KV blocks and to what its sampler remembers. Loaded through `worker_extension_cls`.
+
+Called with collective_rpc between steps, so it runs in every tensor-parallel rank on that rank's shard. All names start
+with `llumnix_`: vLLM adds this class to the bases of its worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llumnix.engines.base import Parcel
+from llumnix.engines.vllm import versions
+from llumnix.engines.vllm.carriers import CARRIERS
+
+torch: Any = versions.lookup("torch")
+
+
+class LlumnixWorker:
+    """Mixin over a vLLM worker; `model_runner`, `rank` and `device` are the worker's own."""
+
+    model_runner: Any
+    rank: int
+
+    def llumnix_layout(self) -> tuple[str, tuple[tuple[int, ...], ...]]:
+        """Return the KV dtype and, per layer, the shape of one block; ValueError if the layout is not understood."""
+        caches = self.model_runner.kv_caches
+        self._llumnix_split()
+        return str(caches[0].dtype), tuple(tuple(cache.shape[1:]) for cache in caches)
+
+    def llumnix_read(self, block_ids: Sequence[int], carrier: str) -> Parcel:
+        """Copy blocks out: one tensor (layers, blocks, ...), packed by `carrier`."""
+        caches = self.model_runner.kv_caches
+        rows = self._llumnix_rows(block_ids)
+        gathered = torch.empty(
+            (len(caches), len(rows), *caches[0].shape[1:]), dtype=caches[0].dtype, device=rows.device
+        )
+        for layer, cache in enumerate(caches):
+            torch.index_select(cache, 0, rows, out=gathered[layer])
+        return Parcel(carrier, len(block_ids), CARRIERS[carrier].pack(gathered))
+
+    def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel]) -> None:
+        """Copy this rank's parcel into blocks."""
+        parcel = parcels[self.rank]
+        caches = self.model_runner.kv_caches
+        rows = self._llumnix_rows(block_ids[: parcel.blocks])
+        arrived = CARRIERS[parcel.carrier].unpack(parcel.content).to(rows.device)
+        for layer, cache in enumerate(caches):
+            cache.index_copy_(0, rows, arrived[layer])
+
+    def llumnix_sampler_state(self, request_id: str) -> bytes | None:
+        """Return the state of the request's random generator, which only model runner V1 has, for seeded requests."""
+        if not versions.holds_request_state(self.model_runner):
+            return None
+        state = self.model_runner.requests.get(request_id)
+        if state is None or state.generator is None:
+            return None
+        return bytes(state.generator.get_state().cpu().numpy().tobytes())
+
+    def llumnix_seed(
+        self,
+        request: Any,
+        generated: Sequence[int],
+        computed_tokens: int,
+        block_ids: Sequence[int],
+        sampler_states: Sequence[bytes | None],
+    ) -> None:
+        """Make model runner V1 know a request that it has not seen from its first token on.
+
+        Without a sampler state the generator is brought to where it must be after that many sampled tokens.
+        """
+        runner = self.model_runner
+        if not versions.holds_request_state(runner):
+            return
+        params = request.sampling_params
+        generator = None
+        if params.sampling_type == versions.lookup("vllm.sampling_params.SamplingType").RANDOM_SEED:
+            generator = torch.Generator(device=runner.device)
+            generator.manual_seed(params.seed)
+            state = sampler_states[self.rank] if sampler_states else None
+            if state is not None:
+                generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+            else:
+                self._llumnix_draw(generator, len(generated))
+        runner.requests[request.request_id] = versions.lookup("vllm.v1.worker.gpu_input_batch.CachedRequestState")(
+            req_id=request.request_id,
+            prompt_token_ids=list(request.prompt_token_ids),
+            mm_features=[],
+            sampling_params=params,
+            generator=generator,
+            block_ids=(list(block_ids),),
+            num_computed_tokens=computed_tokens,
+            output_token_ids=list(generated),
+        )
+
+    def _llumnix_draw(self, generator: Any, tokens: int) -> None:
+        """Let vLLM's own sampler use the generator up to after `tokens` tokens, whatever it draws for each."""
+        runner = self.model_runner
+        for _ in range(tokens):
+            logits = torch.zeros((1, runner.input_batch.vocab_size), dtype=torch.float32, device=runner.device)
+            runner.sampler.topk_topp_sampler(logits, {0: generator}, None, None)
+
+    def _llumnix_rows(self, block_ids: Sequence[int]) -> Any:
+        """Return the rows of the KV tensors that the blocks are: several each if kernels use smaller blocks."""
+        split = self._llumnix_split()
+        rows = [block * split + part for block in block_ids for part in range(split)]
+        return torch.tensor(rows, dtype=torch.long, device=self.model_runner.kv_caches[0].device)
+
+    def _llumnix_split(self) -> int:
+        """Return the rows per block. Blocks are the first axis in every supported version; strides do not matter."""
+        blocks = self.model_runner.kv_cache_config.num_blocks
+        shapes = {tuple(cache.shape) for cache in self.model_runner.kv_caches}
+        dtypes = {cache.dtype for cache in self.model_runner.kv_caches}
+        rows = {shape[0] for shape in shapes}
+        if len(shapes) != 1 or len(dtypes) != 1 or any(count % blocks for count in rows):
+            raise ValueError(
+                f"KV tensors of shapes {sorted(shapes)} for {blocks} blocks: not a layout that can migrate"
+            )
+        return int(rows.pop()) // int(blocks)

@@ -1,0 +1,200 @@
+"""A whole cluster in one process: llumlets in threads, the real scheduler, and links that can be cut."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fake_engine import FakeEngine, expected_tokens
+
+from llumnix.cluster.real.control import Control, NoInstance
+from llumnix.cluster.real.front_end import FrontEnd, Stream
+from llumnix.cluster.real.llumlet import Llumlet
+from llumnix.cluster.real.messages import InstanceLost, MoveOutcome, NoAnswer
+from llumnix.cluster.real.spec import Limits, OnLoss
+from llumnix.engines.base import EngineRequest
+from llumnix.load import InstanceLoad
+from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Priority
+
+LIMITS = Limits(control_s=1.0, copy_s=1.0, migration_s=5.0, poll_s=0.05, step_s=1.0, reservation_s=0.5, start_s=5.0)
+
+
+class Link:
+    """An instance whose process can be killed and comes back empty, and whose messages can be lost.
+
+    `before` and `after` are called around every message with its name: what they raise is what the caller sees.
+    """
+
+    def __init__(self, cluster: LocalCluster, instance_id: int) -> None:
+        self.cluster = cluster
+        self.instance_id = instance_id
+        self.before: Callable[[str], None] = lambda name: None
+        self.after: Callable[[str], None] = lambda name: None
+        self.dead = False
+        self.kills = 0
+        self.calls: list[str] = []
+        self.llumlet = self._start()
+
+    def kill(self) -> None:
+        """As kill -9: nothing of it is left; restart() brings an empty one."""
+        self.dead = True
+        self.kills += 1
+        self.llumlet.thread._stopping = True
+
+    def restart(self) -> None:
+        self.llumlet = self._start()
+        self.dead = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if self.dead:
+                raise InstanceLost(f"instance {self.instance_id} is dead")
+            llumlet = self.llumlet
+            self.before(name)
+            result = getattr(llumlet, name)(*arguments)
+            self.after(name)
+            if self.dead or llumlet is not self.llumlet:
+                raise InstanceLost(f"instance {self.instance_id} died meanwhile")
+            return result
+
+        return call
+
+    def _start(self) -> Llumlet:
+        cluster = self.cluster
+        llumlet = Llumlet(
+            self.instance_id,
+            cluster.build(self.instance_id),
+            policy=cluster.spec.migration,
+            report=cluster.report,
+            peer=lambda other: cluster.links[other],
+            limits=cluster.limits,
+            report_period_s=0.002,
+            heartbeat_s=0.05,
+            on_failure=lambda _: self.kill(),
+        )
+        llumlet.start()
+        return llumlet
+
+    @property
+    def engine(self) -> FakeEngine:
+        engine = self.llumlet._engine
+        assert isinstance(engine, FakeEngine)
+        return engine
+
+
+class LocalCluster:
+    """`instances` fake engines, a global scheduler in its own thread if migration is on, and a front end."""
+
+    def __init__(
+        self,
+        instances: int = 2,
+        *,
+        build: Callable[[int], FakeEngine] = lambda _: FakeEngine(),
+        migration: MigrationPolicy | None = None,
+        on_loss: OnLoss = OnLoss.replay,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.build = build
+        self.limits = limits
+        self.spec = Scheduler(migration=migration or MigrationPolicy())
+        self.outcomes: list[MoveOutcome] = []
+        self.scheduler_dead = False
+        self._movers = ThreadPoolExecutor(instances)
+        self.control = self._new_control()
+        self.links: list[Link] = []
+        for instance_id in range(instances):
+            self.links.append(Link(self, instance_id))
+        self.front_end = FrontEnd(self.links, self, limits=limits, on_loss=on_loss, bypass_s=0.05)
+        self.front_end.start()
+
+    def close(self) -> None:
+        self.control.stop()
+        self.front_end.close()
+        for link in self.links:
+            link.llumlet.thread.stop(1.0)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the scheduler's process
+
+    def _new_control(self) -> Control:
+        control = Control(self.spec, self._start_migration, report_limit_s=1.0)
+        threading.Thread(target=control.run, daemon=True).start()
+        return control
+
+    def kill_scheduler(self) -> None:
+        self.scheduler_dead = True
+        self.control.stop()
+
+    def restart_scheduler(self) -> None:
+        self.control = self._new_control()
+        self.scheduler_dead = False
+
+    def report(self, load: InstanceLoad) -> None:
+        if self.scheduler_dead:
+            raise InstanceLost("the scheduler is dead")
+        self.control.report(load)
+
+    def dispatch(self, priority: Priority) -> int:
+        if self.scheduler_dead:
+            raise InstanceLost("the scheduler is dead")
+        try:
+            return self.control.dispatch(priority)
+        except NoInstance as error:
+            raise NoAnswer(str(error)) from None
+
+    def instance_down(self, instance_id: int) -> None:
+        self.control.instance_down(instance_id)
+
+    def _start_migration(self, pair: Pair, ended: Callable[[bool], None]) -> None:
+        def carry_out() -> None:
+            outcome = MoveOutcome(False)
+            try:
+                outcome = self.links[pair.source].migrate_out(pair.destination)
+            except (InstanceLost, NoAnswer) as error:
+                outcome = MoveOutcome(False, reason=str(error))
+            finally:
+                self.outcomes.append(outcome)
+                ended(outcome.moved)
+
+        self._movers.submit(carry_out)
+
+    # --- what tests do with it
+
+    def submit(self, number: int, *, tokens: int = 40, prompt: int = 10, **sampling: object) -> Stream:
+        request = EngineRequest(
+            f"r{number}",
+            tuple((number * 31 + i * 7) % 1000 for i in range(prompt)),
+            {"max_tokens": tokens, **sampling},
+            arrival_order=number,
+            arrival_s=time.time(),
+        )
+        return self.front_end.submit(request)
+
+
+def assert_exact(stream: Stream, limit_s: float = 10.0) -> None:
+    """The stream has ended with exactly the tokens of an undisturbed run, each of them given once and in order."""
+    assert stream.wait(limit_s), f"{stream.life.request.request_id} has not ended: {stream.life}"
+    request = stream.life.request
+    expected = expected_tokens(request.prompt, int(request.sampling["max_tokens"]))
+    assert stream.life.error is None
+    assert stream.tokens == expected
+    assert [token for chunk in stream for token in chunk.tokens] == expected
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+    """Wait for something that other threads do."""
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not come to that"
+        time.sleep(0.002)

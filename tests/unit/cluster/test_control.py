@@ -1,0 +1,83 @@
+"""The global scheduler in wall-clock time: reports in, pairs out, instances that come, go and fall silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llumnix.cluster.real.control import Control, NoInstance
+from llumnix.load import InstanceLoad
+from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Priority
+
+
+def load(instance_id: int, free: int, running: int = 2) -> InstanceLoad:
+    return InstanceLoad(instance_id, running, 0, 0, 0, free, 100, 0, 16, 0, 0)
+
+
+class World:
+    """A control with a clock that is set by hand, and migrations that end when told."""
+
+    def __init__(self, **policy: object) -> None:
+        self.now_s = 0.0
+        self.started: list[tuple[Pair, Callable[[bool], None]]] = []
+        spec = Scheduler(migration=MigrationPolicy(enabled=True, **policy))  # type: ignore[arg-type]
+        self.control = Control(spec, self._start, report_limit_s=5.0, clock=lambda: self.now_s)
+
+    def _start(self, pair: Pair, ended: Callable[[bool], None]) -> None:
+        self.started.append((pair, ended))
+
+
+def test_nothing_is_dispatched_before_an_instance_has_reported() -> None:
+    with pytest.raises(NoInstance):
+        World().control.dispatch(Priority.NORMAL)
+
+
+def test_requests_go_to_the_freest_of_the_last_reports() -> None:
+    control = World().control
+    control.report(load(0, 50))
+    control.report(load(1, 20))
+    assert control.dispatch(Priority.NORMAL) == 0
+    control.report(load(0, 10))
+    assert control.dispatch(Priority.NORMAL) == 1
+
+
+def test_an_instance_that_is_down_or_silent_gets_nothing_until_it_reports() -> None:
+    world = World()
+    world.control.report(load(0, 50))
+    world.control.report(load(1, 20))
+    world.control.instance_down(0)
+    assert world.control.dispatch(Priority.NORMAL) == 1
+    world.control.report(load(0, 50))
+    assert world.control.dispatch(Priority.NORMAL) == 0
+    world.now_s = 4.0
+    world.control.report(load(1, 20))
+    world.now_s = 6.0
+    assert world.control.dispatch(Priority.NORMAL) == 1
+
+
+def test_a_pair_is_busy_until_its_migration_has_ended_also_across_a_restart_of_an_instance() -> None:
+    world = World()
+    world.control.report(load(0, 0))
+    world.control.report(load(1, 90))
+    world.control.round()
+    world.control.round()
+    assert [pair for pair, _ in world.started] == [Pair(0, 1)]
+    world.control.report(load(2, 40))
+    world.control.round()
+    assert len(world.started) == 1
+    world.started[0][1](True)
+    world.control.round()
+    assert [pair for pair, _ in world.started] == [Pair(0, 1)] * 2
+
+
+@pytest.mark.parametrize(("moved", "starts"), [(True, 2), (False, 1)])
+def test_a_persistent_pair_goes_on_only_if_something_moved(moved: bool, starts: int) -> None:
+    world = World(persistent_pairs=True)
+    world.control.report(load(0, 0))
+    world.control.report(load(1, 90))
+    world.control.round()
+    world.started[0][1](moved)
+    assert len(world.started) == starts
