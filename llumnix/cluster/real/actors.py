@@ -94,7 +94,7 @@ class LlumletActor:
         self._llumlet.abort(request_ids)
 
     @ray.method(concurrency_group="serve")
-    def settle(self, attempts: dict[str, int]) -> list[str]:
+    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
         return self._llumlet.settle(attempts)
 
     @ray.method(concurrency_group="poll")
@@ -225,8 +225,8 @@ class RayInstance:
     def abort(self, request_ids: list[str]) -> None:
         self._actor.ask("abort", self._limits.control_s, request_ids)
 
-    def settle(self, attempts: dict[str, int]) -> list[str]:
-        owned: list[str] = self._actor.ask("settle", self._limits.control_s, attempts)
+    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        owned: dict[str, tuple[int, ...]] = self._actor.ask("settle", self._limits.control_s, attempts)
         return owned
 
     def poll(self, after: int, limit_s: float) -> News:

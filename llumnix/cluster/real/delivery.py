@@ -8,7 +8,6 @@ attempt, so that an instance that was only believed dead cannot mix its tokens i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
 
 from llumnix.cluster.real.messages import Chunk
 
@@ -31,7 +30,7 @@ class Delivery:
         while self.finish_reason is None and (ready := self._take_ready()) is not None:
             known = len(self.tokens) - ready.first_index
             if known:  # extras are per chunk: a chunk of several tokens of which some are known loses them
-                ready = replaced(ready, first_index=len(self.tokens), tokens=ready.tokens[known:], extra=None)
+                ready = ready._replace(first_index=len(self.tokens), tokens=ready.tokens[known:], extra=None)
             self.tokens.extend(ready.tokens)
             self.finish_reason = ready.finish_reason
             given.append(ready)

@@ -69,7 +69,7 @@ class Life:
     finish_reason: str | None = None
     error: str | None = None
     hops: int = 0
-    cancelled: bool = False
+    visited: set[int] = field(default_factory=set)
     delivery: Delivery = field(default_factory=Delivery)
 
     @property
@@ -208,6 +208,7 @@ class FrontEnd:
                 if life.delivery.attempt != submission.attempt:
                     return None  # somebody else is at it already
                 life.instance_last, life.hops = instance_id, 0
+                life.visited.add(instance_id)
             try:
                 self._instances[instance_id].submit(submission)
             except InstanceLost:
@@ -312,20 +313,26 @@ class FrontEnd:
             if chunk.attempt != life.delivery.attempt:
                 self.duplicates += 1
                 return True  # settled with the replay
+            life.visited.add(instance_id)
             if chunk.hops >= life.hops:
                 life.instance_last, life.hops = instance_id, chunk.hops
             life.exec_s += chunk.exec_s
-            given = life.delivery.accept(chunk)
-            if not given and chunk.first_index + len(chunk.tokens) <= len(life.delivery.tokens):
-                self.duplicates += 1
-            for part in given:
-                self._stamp(life, part, now_s)
-                if part.tokens:
-                    self.delivered += len(part.tokens)
-                    stream.put(part)
-            if life.delivery.finish_reason is not None:
-                self._end(stream, StreamEnd(life.delivery.finish_reason))
+            self._give(stream, chunk, now_s)
         return True
+
+    def _give(self, stream: Stream, chunk: Chunk, now_s: float) -> None:
+        """Pass on what is new in a chunk."""
+        life = stream.life
+        given = life.delivery.accept(chunk)
+        if not given and chunk.first_index + len(chunk.tokens) <= len(life.delivery.tokens):
+            self.duplicates += 1
+        for part in given:
+            self._stamp(life, part, now_s)
+            if part.tokens:
+                self.delivered += len(part.tokens)
+                stream.put(part)
+        if life.delivery.finish_reason is not None:
+            self._end(stream, StreamEnd(life.delivery.finish_reason))
 
     def _stamp(self, life: Life, chunk: Chunk, now_s: float) -> None:
         if not chunk.tokens:
@@ -347,13 +354,14 @@ class FrontEnd:
             life = stream.life
             life.migrations += 1
             life.migration_downtime_s += moved.downtime_s
+            life.visited.add(moved.destination)
             if moved.tag.attempt != life.delivery.attempt:
                 return
             if moved.tag.hops >= life.hops:
                 life.instance_last, life.hops = moved.destination, moved.tag.hops
             known = self._incarnations.get(moved.destination)
             gone = moved.destination in self._down or known != moved.incarnation
-        if gone and life.instance_last == moved.destination:
+        if gone:
             self._later(self._settle, [stream])
 
     def _note(self, notice: Notice) -> None:
@@ -384,15 +392,18 @@ class FrontEnd:
         self._closed.wait(0.2)
 
     def _lost(self, instance: Instance, reason: str) -> None:
-        """Start what was on a dead instance again elsewhere, or wherever it had gone."""
+        """Start what was on a dead instance again elsewhere.
+
+        What had moved on may still lack tokens that only the dead instance had: its new instance knows them.
+        """
         instance_id = instance.instance_id
         with self._lock:
             if self._incarnations.pop(instance_id, None) is None:
                 return  # known, or never up
             self._down.add(instance_id)
             self.notices.append(Notice(time.time(), "instance_down", instance_id, None, reason))
-            there = [s for s in self._streams.values() if s.life.instance_last == instance_id]
-        log.warning("instance %d is gone (%s): %d requests were there", instance_id, reason, len(there))
+            there = [s for s in self._streams.values() if instance_id in s.life.visited]
+        log.warning("instance %d is gone (%s): %d requests have been there", instance_id, reason, len(there))
         try:
             self._dispatcher.instance_down(instance_id)
         except LinkError as error:
@@ -417,9 +428,11 @@ class FrontEnd:
                 self._put_down(instance, str(error))
                 continue
             with self._lock:
-                for request_id in owned:
-                    del attempts[request_id]
-                    wanted[request_id].life.instance_last = instance.instance_id
+                for request_id, prior in owned.items():
+                    stream, attempt = wanted[request_id], attempts.pop(request_id)
+                    stream.life.instance_last = instance.instance_id
+                    if not stream.ended.is_set():
+                        self._give(stream, Chunk(request_id, attempt, 0, prior), time.time())
         for request_id, attempt in attempts.items():
             self._start_again(wanted[request_id], attempt)
 

@@ -47,9 +47,10 @@ REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _Here:
-    """A request that this instance owns."""
+    """A request that this instance owns. `prior` are the tokens that were generated before it came here."""
 
     tag: Tag
+    prior: tuple[int, ...] = ()
     exec_s: float = 0.0
 
 
@@ -86,12 +87,13 @@ class Llumlet:
         limits: Limits,
         report_period_s: float = 0.05,
         heartbeat_s: float = 1.0,
+        gather_s: float = 0.005,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.incarnation = uuid.uuid4().hex
         self.limits = limits
-        self.outbox = Outbox()
+        self.outbox = Outbox(gather_s)
         self.place, self.process = transport.here()
         self._policy = policy
         self._report = report
@@ -131,8 +133,11 @@ class Llumlet:
         """Forget requests, running, waiting, leaving or arriving; unknown ones are ignored."""
         self.thread.call(lambda engine: self._abort(engine, request_ids), self.limits.control_s)
 
-    def settle(self, attempts: dict[str, int]) -> list[str]:
-        """Return which of these requests live here in the given attempt; the others will not come here any more."""
+    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        """Tell which of these requests live here in the given attempt; the others will not come here any more.
+
+        With each come the tokens that it had when it came: those that its last instance had no time to deliver.
+        """
         return self.thread.call(lambda engine: self._settle(engine, attempts), self.limits.control_s)
 
     def poll(self, after: int, limit_s: float) -> News:
@@ -208,7 +213,7 @@ class Llumlet:
             engine.write_blocks(request_id, landing.first_block, landing.parcels)
             engine.commit(landing.final)
             del self._state.coming[request_id]
-            self._state.here[request_id] = _Here(landing.tag)
+            self._state.here[request_id] = _Here(landing.tag, landing.final.generated)
             return True
 
         return self.thread.call(land, self.limits.copy_s)
@@ -254,7 +259,7 @@ class Llumlet:
                 return  # the same submission again, after an answer that got lost
             engine.abort(request_id)
         engine.add(submission.request, submission.generated)
-        self._state.here[request_id] = _Here(Tag(attempt))
+        self._state.here[request_id] = _Here(Tag(attempt), submission.generated)
 
     def _abort(self, engine: Engine, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
@@ -263,12 +268,12 @@ class Llumlet:
             if self._state.here.pop(request_id, None) is not None:
                 engine.abort(request_id)
 
-    def _settle(self, engine: Engine, attempts: dict[str, int]) -> list[str]:
-        owned = []
+    def _settle(self, engine: Engine, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        owned = {}
         for request_id, attempt in attempts.items():
             here = self._state.here.get(request_id)
             if here is not None and here.tag.attempt >= attempt:
-                owned.append(request_id)
+                owned[request_id] = here.prior
                 continue
             self._void(request_id, attempt)
             self._abort(engine, [request_id])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llumnix.engines.base import Departure, EngineRequest, FinalState, Parcel
 from llumnix.load import InstanceLoad
@@ -29,13 +29,12 @@ class Tag:
     hops: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tokens of one request from one step of one instance.
 
     `first_index` counts output tokens from 0. `finish_reason` is set on the last chunk, which may be without tokens.
     `exec_s` is the time of the steps that the request took part in since its chunk before, `step_s` that of the last.
-    `extra` is the engine's own object for these tokens (log probabilities).
+    `extra` is the engine's own object for these tokens (log probabilities). A tuple: it is pickled for every token.
     """
 
     request_id: str

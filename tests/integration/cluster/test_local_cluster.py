@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -276,3 +277,25 @@ def test_a_request_that_no_engine_can_serve_fails_with_its_reason() -> None:
         stream = cluster.submit(0, tokens=10_000)
         assert stream.wait(5)
         assert "more than the engine has" in str(stream.life.error)
+
+
+def test_tokens_that_only_the_dead_source_had_come_from_where_the_request_went() -> None:
+    with LocalCluster(2, build=lambda _: FakeEngine(step_s=0.01)) as cluster:
+        stream, source = start_one(cluster)
+        link = cluster.links[source]
+        silent = threading.Event()
+
+        def hold_back(name: str) -> None:
+            if name == "poll":
+                silent.wait(5)
+
+        link.before = hold_back
+        time.sleep(0.1)  # the poll under way has been answered
+        assert link.move("r0", 1 - source).moved
+        known = len(stream.tokens)
+        time.sleep(0.1)
+        assert len(stream.tokens) == known  # the new instance's tokens have to wait for those before
+        link.kill()
+        silent.set()
+        assert_exact(stream)
+        assert stream.life.replays == 0
