@@ -89,6 +89,7 @@ class GlobalScheduler:
         self.spec = spec
         self._ids = sorted(instance_ids)
         self._reports = reports
+        self._in_turn = spec.dispatch is DispatchRule.round_robin
         self._turn = 0
         self._rankings: dict[Priority, FreenessRanking] = {}  # of the classes that have occurred
         self._quiet_until: dict[int, float] = dict.fromkeys(self._ids, -math.inf)
@@ -104,7 +105,7 @@ class GlobalScheduler:
 
     def dispatch(self, priority: Priority) -> int:
         """Choose the instance for a new request."""
-        if self.spec.dispatch is DispatchRule.round_robin:
+        if self._in_turn:
             instance_id = self._ids[self._turn % len(self._ids)]
             self._turn += 1
             return instance_id

@@ -7,6 +7,7 @@ simultaneous step ends comes first.
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ from llumnix.scheduler import GlobalScheduler
 
 _NEVER = 1 << 62
 _MESSAGE, _STEP_END = 0, 1
+_NOTHING: tuple[int, int, int, Any] = (_NEVER, _STEP_END, 0, None)
 
 
 def simulate(
@@ -46,7 +48,14 @@ def simulate(
 
     `progress(done, total)` is called about every hundredth of the requests.
     """
-    return VirtualCluster(workload, cluster, engine, cost, scheduler).run(progress)
+    virtual = VirtualCluster(workload, cluster, engine, cost, scheduler)
+    collecting = gc.isenabled()
+    gc.disable()  # a run makes many objects that all live to its end, which the collector would visit for nothing
+    try:
+        return virtual.run(progress)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class VirtualCluster:
@@ -124,15 +133,15 @@ class VirtualCluster:
         timed_ps = min(arrival_ps, round_ps, sample_ps)  # the next event that is not on the heap
         tick = max(1, total // 100)
         while self._unfinished:
-            if heap and (heap[0][0] < timed_ps or (heap[0][0] == timed_ps != arrival_ps and heap[0][1] == _MESSAGE)):
-                self._now_ps, kind, key, payload = heapq.heappop(heap)
+            top = heap[0] if heap else _NOTHING
+            if top[0] < timed_ps or (top[0] == timed_ps != arrival_ps and top[1] == _MESSAGE):
+                heapq.heappop(heap)
+                self._now_ps, kind, key, payload = top
                 if kind == _MESSAGE:
                     payload()
-                    continue
-                instance = instances[key]
-                if instance.version == payload:
+                elif instances[key].version == payload:
                     self._step_ends += 1
-                    instance.boundary(self._now_ps)
+                    instances[key].boundary(self._now_ps)
                 continue
             self._now_ps = timed_ps
             if arrival_ps == timed_ps:
