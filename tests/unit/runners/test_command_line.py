@@ -64,7 +64,7 @@ def test_multirun_comes_first_and_once(experiments: Path, flag: str) -> None:
         ("scheduler=lumnix", ["scheduler=lumnix", "llumnix?", "infaas", "round_robin"]),
         ("scheduler.dispatch=x", ["scheduler.dispatch=x", "round_robin, freest"]),
         ("experiment=fig99", ["experiment=fig99", "fig11"]),
-        ("engine=vllm", ["engine=vllm", "real system", "engine=sim"]),
+        ("engine=vlm", ["engine=vlm", "vllm?", "sim"]),
         ("hydra/launcher=submitit_local", ["pip install '.[slurm]'"]),
         ("hydra/launcher=slurm", ["pip install '.[slurm]'"]),
         ("hydra/launcher=ray_cluster", ["pip install '.[ray-launcher]'"]),
