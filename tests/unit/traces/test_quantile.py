@@ -36,7 +36,7 @@ def deviations(tokens: np.ndarray, paper: PaperRow) -> list[float]:
 @pytest.mark.parametrize("name", ["sharegpt", "burstgpt"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stratified_lengths_match_table_1(name: str, seed: int) -> None:
-    trace = from_yaml(name, failed_fraction=0)
+    trace = from_yaml(name)
     lengths = trace.draw(10_000, trace.streams(seed))
     for tokens, paper in zip((lengths.prompt_tokens, lengths.output_tokens), TABLE_1[name], strict=True):
         assert max(deviations(tokens, paper)) < 0.005
@@ -44,7 +44,7 @@ def test_stratified_lengths_match_table_1(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["sharegpt", "burstgpt"])
 def test_freely_drawn_lengths_match_table_1_within_sampling_error(name: str) -> None:
-    trace = from_yaml(name, stratified=False, failed_fraction=0)
+    trace = from_yaml(name, stratified=False)
     lengths = trace.draw(10_000, trace.streams(0))
     for tokens, paper in zip((lengths.prompt_tokens, lengths.output_tokens), TABLE_1[name], strict=True):
         tolerances = (0.05, 0.05, 0.05, 0.05, 0.06)
@@ -60,13 +60,14 @@ def test_the_label_says_that_lengths_are_synthetic(name: str) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.04, 0.5])
-def test_failed_calls_are_one_token_each_way_and_leave_the_others_alone(fraction: float) -> None:
-    whole, some = (from_yaml("burstgpt", failed_fraction=value) for value in (0.0, fraction))
-    intact, lengths = whole.draw(1000, whole.streams(0)), some.draw(1000, some.streams(0))
+def test_failed_calls_are_one_token_each_way_and_the_lowest_lengths_of_the_tables(fraction: float) -> None:
+    trace = from_yaml("burstgpt", failed_fraction=fraction)
+    lengths = trace.draw(1000, trace.streams(0))
     failed = (lengths.prompt_tokens == 1) & (lengths.output_tokens == 1)
     assert failed.sum() == round(1000 * fraction)
-    assert np.array_equal(lengths.prompt_tokens[~failed], intact.prompt_tokens[~failed])
-    assert np.array_equal(lengths.output_tokens[~failed], intact.output_tokens[~failed])
+    levels = fraction + (1 - fraction) * (np.arange(1000 - failed.sum()) + 0.5) / (1000 - failed.sum())
+    assert np.array_equal(np.sort(lengths.prompt_tokens[~failed]), trace.prompt.tokens(levels))
+    assert np.array_equal(np.sort(lengths.output_tokens[~failed]), trace.output.tokens(levels))
     with pytest.raises(ConfigError, match=r"failed_fraction must lie in \[0, 1\), got 1"):
         from_yaml("burstgpt", failed_fraction=1)
 
