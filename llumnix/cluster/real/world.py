@@ -56,6 +56,8 @@ def running(
     _connect(address, namespace, instances, options)
     try:
         started_s = time.monotonic()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        _check_gpus(instances, options, resources.get("GPU", 0.0))
         actors = start_actors(instances, namespace, build, scheduler, limits, options)
         cluster = RayCluster(namespace, instances, limits, on_loss)
         try:
@@ -77,6 +79,16 @@ def running(
                 ray.kill(actor, no_restart=True)
     finally:
         ray.shutdown()
+
+
+def _check_gpus(instances: int, options: ActorOptions, gpus: float) -> None:
+    """Say at once what Ray would wait for: actors that ask for more GPUs than there are never start."""
+    wanted = instances * options.num_gpus
+    if wanted > gpus:
+        raise ClusterError(
+            f"{instances} instances of {options.num_gpus:g} GPUs each need {wanted:g} GPUs, and the Ray cluster has "
+            f"{gpus:g}: set cluster.instances, engine.num_gpus or ray.address; experiment=quickstart needs none."
+        )
 
 
 def _connect(address: str | None, namespace: str, instances: int, options: ActorOptions) -> None:
