@@ -315,23 +315,22 @@ class SimInstance:
 
     def _end_decode(self, now_ps: int) -> None:
         steps = self._steps
-        if steps:
-            demand = self._block_demand(steps)
-            self.free_blocks -= demand
-            self._report = self._view
-            self._report.free_blocks = self._segment_free - demand
-            counter = self._counter
-            self._decode_ps += now_ps - self._start_ps - steps * self._cost.gap_ps
-            first_end_ps = self._start_ps + self._first_step_ps
-            last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
-            self._gaps.add(counter + 1, first_end_ps, steps, now_ps, last_step_ps)
-            if self._fresh:
-                for request in self._fresh:
-                    gap_ps = first_end_ps - request.last_token_ps
-                    if gap_ps > request.max_gap_ps:
-                        request.max_gap_ps = gap_ps
-                self._fresh = []
-            self._counter = counter + steps
+        demand = self._block_demand(steps)
+        self.free_blocks -= demand
+        self._report = self._view
+        self._report.free_blocks = self._segment_free - demand
+        counter = self._counter
+        self._decode_ps += now_ps - self._start_ps - steps * self._cost.gap_ps
+        first_end_ps = self._start_ps + self._first_step_ps
+        last_step_ps = self._first_step_ps + self._step_growth_ps * (steps - 1)
+        self._gaps.add(counter + 1, first_end_ps, steps, now_ps, last_step_ps)
+        if self._fresh:
+            for request in self._fresh:
+                gap_ps = first_end_ps - request.last_token_ps
+                if gap_ps > request.max_gap_ps:
+                    request.max_gap_ps = gap_ps
+            self._fresh = []
+        self._counter = counter + steps
         self._decoding = False
         finishes, counter = self._finishes, self._counter
         while finishes and finishes[0][0] == counter:
