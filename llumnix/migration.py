@@ -29,14 +29,14 @@ class AbortReason(StrEnum):
     destination_lost = "destination_lost"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reserve:
     """Ask the destination for `blocks` more blocks."""
 
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Copy:
     """Copy `blocks` blocks from `first_block` of the request's table on; `last` if the request is frozen."""
 
@@ -45,17 +45,17 @@ class Copy:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Freeze:
     """Take the request out of the source's batch at the next step boundary."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """The destination owns the request now; the source frees its blocks."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Abort:
     """Give up: the destination frees its reservation, the source keeps the request if it still exists."""
 

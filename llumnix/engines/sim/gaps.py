@@ -24,19 +24,22 @@ class GapHistory:
 
         The first gap counts from the decode step before; of the others the last, of `last_step_ps`, is the longest.
         """
-        self._push(step, first_end_ps - self.last_token_ps)
+        gaps_ps, numbers = self._gaps_ps, self._steps
+        gap_ps = first_end_ps - self.last_token_ps
+        while gaps_ps and gaps_ps[-1] <= gap_ps:
+            gaps_ps.pop()
+            numbers.pop()
+        gaps_ps.append(gap_ps)
+        numbers.append(step)
         if steps > 1:
-            self._push(step + steps - 1, last_step_ps)
+            while gaps_ps and gaps_ps[-1] <= last_step_ps:
+                gaps_ps.pop()
+                numbers.pop()
+            gaps_ps.append(last_step_ps)
+            numbers.append(step + steps - 1)
         self.last_token_ps = end_ps
 
     def longest_after(self, step: int) -> int:
         """Return the longest gap of the steps after number `step`, in ps; 0 if there is none."""
         place = bisect_right(self._steps, step)
         return self._gaps_ps[place] if place < len(self._gaps_ps) else 0
-
-    def _push(self, step: int, gap_ps: int) -> None:
-        while self._gaps_ps and self._gaps_ps[-1] <= gap_ps:
-            self._gaps_ps.pop()
-            self._steps.pop()
-        self._steps.append(step)
-        self._gaps_ps.append(gap_ps)

@@ -302,16 +302,13 @@ class SimInstance:
                 steps = self._completed_before(now_ps) + 1
                 if steps < self._steps:
                     self._steps = steps
-                    self._set_end(self._start_ps + self._elapsed_ps(steps))
+                    self._end_ps = self._start_ps + self._elapsed_ps(steps)
+                    self.version += 1
+                    self._arm(self.instance_id, self._end_ps, self.version)
         elif not self._prefilling:
             self._schedule(now_ps)
         if self._immediate:
             self._touch(self.instance_id, worse=True)
-
-    def _set_end(self, end_ps: int) -> None:
-        self._end_ps = end_ps
-        self.version += 1
-        self._arm(self.instance_id, end_ps, self.version)
 
     def _end_decode(self, now_ps: int) -> None:
         steps = self._steps
@@ -383,7 +380,8 @@ class SimInstance:
             self._view = self._load(self._batch, self.free_blocks)
             self._view_steps = 0
             self._view_until_ps = -1
-            self._set_end(self._end_ps)
+            self.version += 1
+            self._arm(self.instance_id, self._end_ps, self.version)
         self._touch(self.instance_id, worse=self._worse)
         self._worse = bool(self._prefilling)  # what a prefill makes of the load is seen in the next segment
 
