@@ -8,6 +8,9 @@ source's batch), the rest is copied, and it goes on at the destination. Every st
                                                 └─ Freeze ─ frozen ─ Reserve ─ reserved ─ Copy ─ copied ─ Commit
     refused / gone / lost at any point ─ Abort(reason)
 
+With method=recompute nothing is copied: the request freezes at once, asks for no block, and its KV cache is computed
+again at the destination. That is what live migration is compared with.
+
 The driver (simulated or real) carries out the action and reports what came of it. After Abort the source goes on with
 the request if it still has it (`frozen` says whether it has to be put back into the batch), and the destination frees
 what it reserved. The machine never looks at a clock and never touches a block.
@@ -52,7 +55,9 @@ class Freeze:
 
 @dataclass(slots=True)
 class Commit:
-    """The destination owns the request now; the source frees its blocks."""
+    """The destination owns the request now; the source frees its blocks. `recompute`: its KV cache stays behind."""
+
+    recompute: bool = False
 
 
 @dataclass(slots=True)
@@ -84,12 +89,13 @@ class Migration:
     """One request on its way from a source to a destination.
 
     `max_stages` stages at most, the last one with the request frozen; `last_stage_max_blocks`: freeze as soon as no
-    more than this many blocks are left (0: only when the stages are used up).
+    more than this many blocks are left (0: only when the stages are used up). `recompute`: nothing is copied.
     """
 
-    def __init__(self, *, max_stages: int, last_stage_max_blocks: int) -> None:
+    def __init__(self, *, max_stages: int, last_stage_max_blocks: int, recompute: bool = False) -> None:
         self._max_stages = max_stages
         self._last_stage_max_blocks = last_stage_max_blocks
+        self._recompute = recompute
         self._pending_blocks = 0
         self.state = State.new
         self.frozen = False
@@ -126,14 +132,14 @@ class Migration:
         self.stages += 1
         if self.frozen:
             self.state = State.committed
-            return Commit()
+            return Commit(self._recompute)
         return self._next_stage(blocks)
 
     def froze(self, blocks: int) -> Action:
         """The request has left the source's batch with `blocks` blocks."""
         self._expect(State.freezing)
         self.frozen = True
-        return self._reserve(blocks - self.copied_blocks)
+        return self._reserve(0 if self._recompute else blocks - self.copied_blocks)
 
     def gone(self, reason: AbortReason) -> Action:
         """The request, or one side, is not there any more; possible in every state before the end."""
@@ -144,7 +150,8 @@ class Migration:
     def _next_stage(self, blocks: int) -> Action:
         left = blocks - self.copied_blocks
         full = left - 1  # the last block is still being written while the request decodes
-        if full <= 0 or left <= self._last_stage_max_blocks or self.stages + 1 >= self._max_stages:
+        little = full <= 0 or left <= self._last_stage_max_blocks
+        if little or self._recompute or self.stages + 1 >= self._max_stages:
             self.state = State.freezing
             return Freeze()
         return self._reserve(full)

@@ -12,7 +12,7 @@ from llumnix.engines.sim.cost import CostModel
 from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, Migration, Reserve, State
-from llumnix.policies.migration import MigrationPolicy, choose_request
+from llumnix.policies.migration import MigrationMethod, MigrationPolicy, choose_request
 
 
 class World(Protocol):
@@ -45,7 +45,11 @@ class Move:
         self.destination = destination
         self.request = request
         self._world = world
-        self._machine = Migration(max_stages=policy.max_stages, last_stage_max_blocks=policy.last_stage_max_blocks)
+        self._machine = Migration(
+            max_stages=policy.max_stages,
+            last_stage_max_blocks=policy.last_stage_max_blocks,
+            recompute=policy.method is MigrationMethod.recompute,
+        )
         self._block_size_tokens = block_size_tokens
         self._gone: AbortReason | None = None
         self._frozen_ps = 0
@@ -89,18 +93,20 @@ class Move:
             case Reserve(blocks):
                 world.send(lambda: self._reserve(blocks), world.cost.control_ps)
             case Copy(_, blocks, last):
-                copy_ps = world.cost.copy_time_ps(blocks * self._block_size_tokens, last=last)
+                copy_ps = world.cost.copy_time_ps(blocks * self._block_size_tokens, last=last) if blocks else 0
                 world.send(self._copied, world.cost.control_ps + copy_ps)
             case Freeze():
                 self.source.freeze(self.request, world.now_ps)
-            case Commit():
-                self._commit()
+            case Commit(recompute):
+                self._commit(recompute)
             case Abort(reason):
                 self._abort(reason)
 
     def _reserve(self, blocks: int) -> None:
         first, now_ps = self._machine.reserved_blocks == 0, self._world.now_ps
-        if self.destination.reserve(blocks, now_ps, seat=first):
+        if blocks == 0:  # to be computed again: it queues there like any other
+            self._carry_out(self._machine.reserved())
+        elif self.destination.reserve(blocks, now_ps, seat=first):
             if first:
                 self.source.set_migrating(True, now_ps)
                 self.destination.set_migrating(True, now_ps)
@@ -118,13 +124,18 @@ class Move:
             blocks = self.source.blocks_of(self.request, self._world.now_ps)
             self._carry_out(self._machine.copied(blocks))
 
-    def _commit(self) -> None:
+    def _commit(self, recompute: bool) -> None:
         request, now_ps = self.request, self._world.now_ps
         request.migrations += 1
-        request.downtime_ps += now_ps - self._frozen_ps
         self._world.note("migrate_commit", self.destination.instance_id, request, f"from {self.source.instance_id}")
-        self.source.release(self._machine.reserved_blocks, now_ps)
-        self.destination.join(request, now_ps, inbound=True)
+        self.source.release(-(-request.tokens // self._block_size_tokens), now_ps)
+        if recompute:
+            request.tokens = request.prompt_tokens + request.generated
+            request.frozen_ps = self._frozen_ps
+            self.destination.enqueue(request, now_ps)
+        else:
+            request.downtime_ps += now_ps - self._frozen_ps
+            self.destination.join(request, now_ps, inbound=True)
         self._end(refused=False)
 
     def _abort(self, reason: AbortReason) -> None:

@@ -21,6 +21,13 @@ class RequestChoice(StrEnum):
     longest = "longest"
 
 
+class MigrationMethod(StrEnum):
+    """How a request's KV cache gets to the destination: copied in stages, or computed again there by a prefill."""
+
+    copy = "copy"
+    recompute = "recompute"
+
+
 @dataclass(kw_only=True, slots=True)
 class MigrationPolicy:
     """When and what to migrate; schema of the `migration` part of conf/scheduler.
@@ -31,10 +38,12 @@ class MigrationPolicy:
     never a destination (released code). `persistent_pairs`: a paired source keeps sending requests until the next
     round un-pairs it (paper); otherwise one request a round (released code).
     A migration copies in at most `max_stages` stages; a stage that finds at most `last_stage_max_blocks` blocks left
-    is the last one. One stage is stop-and-copy.
+    is the last one. One stage is stop-and-copy. With method=recompute nothing is copied: the request queues at the
+    destination with the tokens it has (what systems without live migration do).
     """
 
     enabled: bool = False
+    method: MigrationMethod = MigrationMethod.copy
     period_s: float = 0.2
     out_threshold_blocks: float = 3.0
     in_threshold_blocks: float = 3.0

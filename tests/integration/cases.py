@@ -16,7 +16,7 @@ from llumnix.engines.sim.cost import CostModel, StepCost
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.load import FreenessRule, QueueDemand
 from llumnix.policies.dispatch import DispatchRule
-from llumnix.policies.migration import MigrationPolicy, RequestChoice
+from llumnix.policies.migration import MigrationMethod, MigrationPolicy, RequestChoice
 from llumnix.policies.spec import LoadReports, QueueOrder, Scheduler
 from llumnix.request import Workload
 
@@ -193,6 +193,7 @@ def schedulers(draw: st.DrawFn, load_reports: LoadReports | None, persistent_pai
             request_choice=draw(st.sampled_from(RequestChoice)),
             preempted_is_source=draw(st.booleans()),
             persistent_pairs=draw(st.booleans()) if persistent_pairs is None else persistent_pairs,
+            method=draw(st.sampled_from([MigrationMethod.copy, MigrationMethod.copy, MigrationMethod.recompute])),
             max_stages=draw(st.integers(1, 4)),
             last_stage_max_blocks=draw(st.sampled_from([0, 0, 1, 2, 5])),
         ),

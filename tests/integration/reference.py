@@ -192,6 +192,9 @@ class ReferenceInstance:
             usual_ps = self._cost.decode_ps(8, self._kv_tokens[request])  # what a small batch would have taken
             request.preemption_loss_ps += max(0, now_ps - request.preempted_ps - usual_ps)
             request.preempted_ps = None
+        if request.frozen_ps is not None:
+            request.downtime_ps += now_ps - request.frozen_ps
+            request.frozen_ps = None
         request.last_token_ps = now_ps
         if request.generated == request.output_tokens:
             request.status = "finished"

@@ -20,7 +20,7 @@ from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.engines.sim.spec import SimEngine
-from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.migration import MigrationMethod, MigrationPolicy
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 
@@ -119,6 +119,20 @@ def test_without_a_fault_the_migration_commits(instance_type: type) -> None:
     assert kinds == ["migrate_start", *["migrate_stage"] * 3, "migrate_commit"]
     assert cluster.requests[0].instance_last == 0
     assert cluster.requests[0].downtime_ps > 0
+    assert_nothing_is_lost(cluster)
+
+
+@BOTH_WORLDS
+def test_a_request_moved_by_recompute_stands_still_until_its_prefill_has_ended(instance_type: type) -> None:
+    recompute = case((64, 100))
+    recompute.scheduler.migration.method = MigrationMethod.recompute
+    cluster = only_first_round(recompute.build(instance_type))
+    events = migration_events(cluster)
+    assert [kind for kind, *_ in events] == ["migrate_start", "migrate_stage", "migrate_commit"]
+    request = cluster.requests[0]
+    assert (request.instance_last, request.preemptions) == (0, 0)
+    # asked and answered, then a prefill of 10 ms and a gap
+    assert request.downtime_ps / 1e12 == pytest.approx(2 * CONTROL_S + 0.015)
     assert_nothing_is_lost(cluster)
 
 

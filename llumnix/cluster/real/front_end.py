@@ -27,6 +27,7 @@ from llumnix.cluster.real.messages import (
     News,
     NoAnswer,
     Notice,
+    Recomputed,
     Submission,
     Tag,
     Unknown,
@@ -294,6 +295,8 @@ class FrontEnd:
                         strangers.append(item.request_id)
                 case Moved():
                     self._moved(item)
+                case Recomputed():
+                    self._recomputed(item)
                 case Unknown():
                     if (stream := self._streams.get(item.request_id)) is not None:
                         self._later(self._settle, [stream])
@@ -363,6 +366,13 @@ class FrontEnd:
             gone = moved.destination in self._down or known != moved.incarnation
         if gone:
             self._later(self._settle, [stream])
+
+    def _recomputed(self, item: Recomputed) -> None:
+        """What stood still in a move by recompute is the time up to the next token."""
+        with self._lock:
+            stream = self._streams.get(item.request_id)
+            if stream is not None and item.attempt == stream.life.delivery.attempt:
+                stream.life.migration_downtime_s += item.wait_s
 
     def _note(self, notice: Notice) -> None:
         with self._lock:

@@ -28,6 +28,7 @@ from llumnix.cluster.real.messages import (
     MoveOutcome,
     News,
     Notice,
+    Recomputed,
     Refused,
     Submission,
     Tag,
@@ -47,11 +48,15 @@ REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _Here:
-    """A request that this instance owns. `prior` are the tokens that were generated before it came here."""
+    """A request that this instance owns. `prior` are the tokens that were generated before it came here.
+
+    `recomputing_since_s`: when it came without its KV cache, until its next token.
+    """
 
     tag: Tag
     prior: tuple[int, ...] = ()
     exec_s: float = 0.0
+    recomputing_since_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -213,7 +218,8 @@ class Llumlet:
             engine.write_blocks(request_id, landing.first_block, landing.parcels)
             engine.commit(landing.final)
             del self._state.coming[request_id]
-            self._state.here[request_id] = _Here(landing.tag, landing.final.generated)
+            here = self._state.here[request_id] = _Here(landing.tag, landing.final.generated)
+            here.recomputing_since_s = time.monotonic() if landing.recompute else None
             return True
 
         return self.thread.call(land, self.limits.copy_s)
@@ -333,6 +339,9 @@ class Llumlet:
             here = self._state.here.get(output.request_id)
             if here is None:
                 continue
+            if here.recomputing_since_s is not None:
+                wait_s, here.recomputing_since_s = time.monotonic() - here.recomputing_since_s, None
+                items.append(Recomputed(output.request_id, here.tag.attempt, wait_s))
             items.append(
                 Chunk(
                     request_id=output.request_id,

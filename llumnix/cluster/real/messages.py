@@ -80,7 +80,16 @@ class Unknown:
     destination: int
 
 
-Item = Chunk | Notice | Moved | Unknown
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """A request that came without its KV cache has its next token; `wait_s`: since it came."""
+
+    request_id: str
+    attempt: int
+    wait_s: float
+
+
+Item = Chunk | Notice | Moved | Unknown | Recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request."""
+    """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request.
+
+    `recompute`: it was running, and its KV cache does not come along.
+    """
 
     request_id: str
     tag: Tag
@@ -148,6 +160,7 @@ class Landing:
     first_block: int
     parcels: list[Parcel]
     final: FinalState
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from llumnix.cluster.real import transport
@@ -21,7 +21,7 @@ from llumnix.cluster.real.messages import Accepted, Arrival, Landing, LinkError,
 from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Departure, Engine, FinalState, MigrationRefused, Parcel
 from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, Migration, Reserve
-from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.migration import MigrationMethod, MigrationPolicy
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,12 @@ class Move:
         self._request_id = request_id
         self._destination = destination
         self._peer = peer
-        self._machine = Migration(max_stages=policy.max_stages, last_stage_max_blocks=policy.last_stage_max_blocks)
+        self._recompute = policy.method is MigrationMethod.recompute
+        self._machine = Migration(
+            max_stages=policy.max_stages,
+            last_stage_max_blocks=policy.last_stage_max_blocks,
+            recompute=self._recompute,
+        )
         self._tag = Tag()
         self._departure: Departure | None = None
         self._accepted: Accepted | None = None
@@ -212,9 +217,12 @@ class Move:
         return self._machine.froze(frozen.blocks)
 
     def _at_rest(self, engine: Engine, blocks: int) -> _Frozen:
+        final = engine.final_state(self._request_id)
+        if self._recompute:
+            return _Frozen(0, [], replace(final, computed_tokens=0))
         first = self._machine.copied_blocks
         parcels = [] if self._accepted is None else self._read(engine, first, blocks - first)
-        return _Frozen(blocks, parcels, engine.final_state(self._request_id))
+        return _Frozen(blocks, parcels, final)
 
     def _land(self, blocks: int) -> Action:
         """The last reservation, copy and commit in one message; the machine's next two actions find them done."""
@@ -226,6 +234,7 @@ class Move:
             self._first_missing(self._machine.copied_blocks),
             self._frozen.parcels,
             self._frozen.final,
+            self._recompute and bool(self._frozen.final.generated),
         )
         try:
             landed = self._peer.land(landing)

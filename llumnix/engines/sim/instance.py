@@ -354,6 +354,9 @@ class SimInstance:
                 decode_ps = self._cost.decode_ps(8, request.tokens)
                 request.preemption_loss_ps += max(0, now_ps - request.preempted_ps - decode_ps)
                 request.preempted_ps = None
+            if request.frozen_ps is not None:
+                request.downtime_ps += now_ps - request.frozen_ps
+                request.frozen_ps = None
             request.last_token_ps = now_ps
             if request.generated >= request.output_tokens:
                 self.free_blocks += -(-request.tokens // self._block_size)

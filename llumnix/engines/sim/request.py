@@ -23,6 +23,7 @@ class SimRequest:
         "exec_ps",
         "finish_step",
         "first_token_ps",
+        "frozen_ps",
         "generated",
         "instance_first",
         "instance_last",
@@ -66,6 +67,7 @@ class SimRequest:
         self.preemption_loss_ps = 0
         self.migrations = 0
         self.downtime_ps = 0
+        self.frozen_ps: int | None = None  # since when it has had no step, if its KV cache is to be computed again
         self.moving = False
         self.instance_first: int | None = None
         self.instance_last: int | None = None

@@ -13,7 +13,7 @@ from local import LocalCluster, assert_exact, wait_until
 from llumnix.cluster.real.front_end import Stream
 from llumnix.cluster.real.messages import NoAnswer
 from llumnix.cluster.real.spec import OnLoss
-from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.migration import MigrationMethod, MigrationPolicy
 
 MESSAGES = ["reserve", "receive", "extend", "land"]
 
@@ -63,6 +63,21 @@ def test_a_moved_request_gives_the_same_tokens() -> None:
         assert_exact(stream)
         assert stream.life.migrations == 1
         assert stream.life.instance_last == 1 - source
+        no_leak(cluster)
+
+
+def test_a_request_moved_by_recompute_gives_the_same_tokens_and_copies_no_block() -> None:
+    policy = MigrationPolicy(method=MigrationMethod.recompute)
+    with LocalCluster(2, migration=policy) as cluster:
+        stream, source = start_one(cluster)
+        outcome = cluster.links[source].move("r0", 1 - source)
+        assert outcome.moved, outcome
+        assert outcome.copied_blocks == 0
+        assert "receive" not in cluster.links[1 - source].calls
+        assert_exact(stream)
+        assert stream.life.instance_last == 1 - source
+        step_s = cluster.links[1 - source].engine.step_s
+        assert stream.life.migration_downtime_s > outcome.downtime_s + step_s / 2  # until its next token
         no_leak(cluster)
 
 

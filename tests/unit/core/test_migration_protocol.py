@@ -43,6 +43,15 @@ def test_one_stage_is_stop_and_copy() -> None:
     assert machine.copied(5) == Commit()
 
 
+def test_recompute_copies_nothing() -> None:
+    machine = Migration(max_stages=4, last_stage_max_blocks=0, recompute=True)
+    assert machine.start(5) == Freeze()
+    assert machine.froze(6) == Reserve(0)
+    assert machine.reserved() == Copy(0, 0, last=True)
+    assert machine.copied(0) == Commit(recompute=True)
+    assert (machine.copied_blocks, machine.reserved_blocks) == (0, 0)
+
+
 def test_a_single_block_is_frozen_at_once() -> None:
     machine = Migration(max_stages=4, last_stage_max_blocks=0)
     assert machine.start(1) == Freeze()
