@@ -15,13 +15,16 @@ another instance. The two sides of a migration are driven through llumnix.migrat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llumnix.load import InstanceLoad
 from llumnix.migration import AbortReason
 from llumnix.request import Priority
+
+Ready = Callable[[], None]
+"""Waits, in whatever thread, until a copy has ended; returns at once where it ended before the engine answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,17 @@ class KvIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """What the destination has to know before it reserves. `generated` holds the tokens generated so far."""
+    """What the destination has to know before it reserves. `generated` holds the tokens generated so far.
+
+    `memory` is what each rank of the destination needs to read blocks out of the source's memory by itself; empty
+    where that cannot be.
+    """
 
     request: EngineRequest
     generated: tuple[int, ...]
     computed_tokens: int
     identity: KvIdentity
+    memory: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,9 @@ class Engine(Protocol):
     @property
     def carriers(self) -> tuple[str, ...]:
         """Names of the carriers that `read_blocks` accepts here."""
+
+    def carriers_from(self, departure: Departure) -> tuple[str, ...]:
+        """Return the names of the carriers by which blocks of this departure can arrive here."""
 
     # --- serving
 
@@ -216,8 +227,11 @@ class Engine(Protocol):
     def extend(self, request_id: str, blocks: int) -> bool:
         """Set `blocks` more aside; False if there is no room (what was reserved stays until `cancel`)."""
 
-    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> None:
-        """Fill reserved blocks from `first_block` on."""
+    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
+        """Fill reserved blocks from `first_block` on. Steps go on meanwhile; `commit` orders itself behind the copy.
+
+        Until the answer says that it is ready, the source must keep its blocks as they are.
+        """
 
     def commit(self, final: FinalState) -> None:
         """Go on with the request: the next step schedules exactly the tokens without KV, one if it was decoding."""

@@ -37,7 +37,7 @@ from llumnix.cluster.real.messages import (
 from llumnix.cluster.real.move import Move
 from llumnix.cluster.real.outbox import Outbox
 from llumnix.cluster.real.spec import Limits
-from llumnix.engines.base import Engine, MigrationRefused, MovableRequest, Parcel, StepResult
+from llumnix.engines.base import Engine, MigrationRefused, MovableRequest, Parcel, Ready, StepResult
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import MigrationPolicy, choose_request
 
@@ -198,31 +198,31 @@ class Llumlet:
     def receive(self, request_id: str, tag: Tag, first_block: int, parcels: list[Parcel]) -> bool:
         """Fill reserved blocks; False if the request is not expected any more."""
 
-        def write(engine: Engine) -> bool:
+        def write(engine: Engine) -> Ready | None:
             if self._expected(request_id, tag) is None:
-                return False
-            engine.write_blocks(request_id, first_block, parcels)
-            return True
+                return None
+            return engine.write_blocks(request_id, first_block, parcels)
 
-        return self.thread.call(write, self.limits.copy_s)
+        return _waited(self.thread.call(write, self.limits.copy_s))
 
     def land(self, landing: Landing) -> bool:
         """Take the last blocks and go on with the request; False if that cannot be: it then stays where it is."""
 
-        def land(engine: Engine) -> bool:
+        def land(engine: Engine) -> Ready | None:
             request_id = landing.request_id
-            if self._expected(request_id, landing.tag) is None:
-                return False
+            late = landing.begin_by_s is not None and time.monotonic() > landing.begin_by_s
+            if late or self._expected(request_id, landing.tag) is None:
+                return None
             if landing.blocks and not engine.extend(request_id, landing.blocks):
-                return False
-            engine.write_blocks(request_id, landing.first_block, landing.parcels)
+                return None
+            ready = engine.write_blocks(request_id, landing.first_block, landing.parcels)
             engine.commit(landing.final)
             del self._state.coming[request_id]
             here = self._state.here[request_id] = _Here(landing.tag, landing.final.generated)
             here.recomputing_since_s = time.monotonic() if landing.recompute else None
-            return True
+            return ready
 
-        return self.thread.call(land, self.limits.copy_s)
+        return _waited(self.thread.call(land, self.limits.copy_s))
 
     def cancel(self, request_id: str, tag: Tag) -> None:
         """Free what was reserved for a request that does not come."""
@@ -314,7 +314,8 @@ class Llumlet:
             return Refused(refused.reason, no_memory=True)
         apart = transport.distance(self.place, self.process, arrival.place, arrival.process)
         self._state.coming[request_id] = _Coming(arrival.tag, arrival.source, time.monotonic(), apart)
-        return Accepted(self.incarnation, present, engine.carriers, self.place, self.process)
+        carriers = engine.carriers_from(arrival.departure)
+        return Accepted(self.incarnation, present, carriers, self.place, self.process)
 
     def _expected(self, request_id: str, tag: Tag) -> _Coming | None:
         coming = self._state.coming.get(request_id)
@@ -407,3 +408,11 @@ class Llumlet:
     def lost_sight(self, request_id: str, tag: Tag, destination: int) -> None:
         """Whether the request has gone on at the destination is not known."""
         self.tell(Unknown(request_id, tag, destination))
+
+
+def _waited(ready: Ready | None) -> bool:
+    """Wait, outside the engine's thread, until what was written has left the source; False if nothing was."""
+    if ready is None:
+        return False
+    ready()
+    return True

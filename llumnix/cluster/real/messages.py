@@ -151,7 +151,8 @@ class Refused:
 class Landing:
     """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request.
 
-    `recompute`: it was running, and its KV cache does not come along.
+    `recompute`: it was running, and its KV cache does not come along. `begin_by_s`, on the node's monotonic clock:
+    later the source may have given up waiting, and its blocks, which parcels may only name, may be somebody else's.
     """
 
     request_id: str
@@ -161,6 +162,7 @@ class Landing:
     parcels: list[Parcel]
     final: FinalState
     recompute: bool = False
+    begin_by_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

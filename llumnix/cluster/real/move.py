@@ -19,6 +19,7 @@ from llumnix.cluster.real.engine_thread import EngineThread
 from llumnix.cluster.real.links import Peer
 from llumnix.cluster.real.messages import Accepted, Arrival, Landing, LinkError, MoveOutcome, NoAnswer, Tag
 from llumnix.cluster.real.spec import Limits
+from llumnix.cluster.real.transport import Distance
 from llumnix.engines.base import Departure, Engine, FinalState, MigrationRefused, Parcel
 from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, Migration, Reserve
 from llumnix.policies.migration import MigrationMethod, MigrationPolicy
@@ -73,7 +74,7 @@ class Move:
         self._departure: Departure | None = None
         self._accepted: Accepted | None = None
         self._carrier = ""
-        self._distance = transport.Distance.network
+        self._distance = Distance.network
         self._frozen: _Frozen | None = None
         self._froze_s = 0.0
         self._downtime_s = 0.0
@@ -235,6 +236,7 @@ class Move:
             self._frozen.parcels,
             self._frozen.final,
             self._recompute and bool(self._frozen.final.generated),
+            None if self._distance is Distance.network else time.monotonic() + self._source.limits.copy_s / 2,
         )
         try:
             landed = self._peer.land(landing)

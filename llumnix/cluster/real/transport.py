@@ -23,7 +23,7 @@ class Distance(StrEnum):
 
 
 CARRIERS = {
-    Distance.process: ("device", "inline", "shared_memory"),
+    Distance.process: ("cuda_ipc", "inline", "shared_memory"),
     Distance.node: ("cuda_ipc", "shared_memory", "inline"),
     Distance.network: ("inline",),
 }

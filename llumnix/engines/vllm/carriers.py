@@ -5,6 +5,7 @@ tensor again, in another process. What comes between is the cluster's business: 
 
 inline          the bytes are in the parcel; goes anywhere (through Ray's object store between nodes)
 shared_memory   the bytes are in a file in memory; the parcel names it; within a node
+cuda_ipc        nothing is packed: the destination reads the source's GPU memory (peer_memory.py); within a node
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from llumnix.engines.vllm import versions
 
 torch: Any = versions.lookup("torch")
 
+CUDA_IPC = "cuda_ipc"
 _PREFIX = "llumnix-kv"
 _counter = itertools.count()
 

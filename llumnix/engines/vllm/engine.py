@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from llumnix.engines.base import (
@@ -22,6 +23,7 @@ from llumnix.engines.base import (
     MovableRequest,
     Output,
     Parcel,
+    Ready,
     StepResult,
 )
 from llumnix.engines.vllm import carriers, refusals, versions
@@ -62,6 +64,8 @@ class VllmEngine:
         self._flushing: list[tuple[EngineRequest, tuple[int, ...]]] = []
         self._parcels: defaultdict[str, list[Parcel]] = defaultdict(list)
         self._identity = self._make_identity(options) if self._unsupported is None else None
+        self._one_process = self._core.vllm_config.parallel_config.world_size == 1
+        self._memory = self._export()
 
     # --- what it is
 
@@ -78,6 +82,14 @@ class VllmEngine:
     @property
     def carriers(self) -> tuple[str, ...]:
         """Names of the carriers that `read_blocks` accepts."""
+        return ((carriers.CUDA_IPC,) if self._memory else ()) + tuple(carriers.CARRIERS)
+
+    def carriers_from(self, departure: Departure) -> tuple[str, ...]:
+        """Return the names of the carriers by which blocks of this departure can arrive; maps the source's memory."""
+        if departure.memory and self._memory:
+            mapped = self._core.collective_rpc("llumnix_map", args=(departure.memory,))
+            if all(mapped):
+                return (carriers.CUDA_IPC, *carriers.CARRIERS)
         return tuple(carriers.CARRIERS)
 
     @property
@@ -190,7 +202,11 @@ class VllmEngine:
         inner = self._scheduler.requests[request_id]
         self._scheduler.begin_leaving(request_id)
         return Departure(
-            self._requests[request_id], tuple(inner.output_token_ids), versions.final_tokens(inner), self._identity
+            self._requests[request_id],
+            tuple(inner.output_token_ids),
+            versions.final_tokens(inner),
+            self._identity,
+            self._memory,
         )
 
     def held_blocks(self, request_id: str) -> int | AbortReason:
@@ -257,23 +273,29 @@ class VllmEngine:
         """Set `blocks` more aside; False if there is no room."""
         return request_id in self._scheduler.arriving and bool(self._scheduler.extend(request_id, blocks))
 
-    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> None:
-        """Fill reserved blocks from `first_block` on."""
-        if parcels:
-            block_ids = self._scheduler.block_ids(request_id)[first_block:]
-            self._core.collective_rpc("llumnix_write", args=(block_ids, list(parcels)))
+    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
+        """Fill reserved blocks from `first_block` on; a copy between GPUs goes on after the return."""
+        if not parcels:
+            return partial(_wait_for, ())
+        block_ids = self._scheduler.block_ids(request_id)[first_block:]
+        # Ranks in processes of their own have no event that could be waited for here.
+        wait = not self._one_process
+        copies = self._core.collective_rpc("llumnix_write", args=(block_ids, list(parcels)), kwargs={"wait": wait})
+        return partial(_wait_for, copies)
 
     def commit(self, final: FinalState) -> None:
         """Go on with the request: the next step schedules exactly the tokens that have no KV."""
         arriving = self._scheduler.arriving.pop(final.request_id)
         inner = arriving.request
         self._emitted[final.request_id] = len(final.generated)
+        self._core.collective_rpc("llumnix_settle")
         fresh = final.generated[inner.num_output_tokens :]
         self._enter(self._native[final.request_id], inner, fresh, final.computed_tokens, final.sampler)
 
     def cancel(self, request_id: str) -> None:
         """Free what was reserved."""
         if self._unsupported is None and request_id in self._scheduler.arriving:
+            self._core.collective_rpc("llumnix_settle")
             self._scheduler.cancel(request_id)
             self._forget(request_id)
 
@@ -380,6 +402,13 @@ class VllmEngine:
             max_model_tokens=self.max_request_tokens,
         )
 
+    def _export(self) -> tuple[Any, ...]:
+        """Return what each rank of another engine needs to read this one's memory; empty if any rank has nothing."""
+        if self._unsupported is not None:
+            return ()
+        exports = tuple(self._core.collective_rpc("llumnix_export"))
+        return exports if all(export is not None for export in exports) else ()
+
     def _discard_parcels(self, request_id: str) -> None:
         carriers.discard(parcel.content for parcel in self._parcels.pop(request_id, ()))
 
@@ -396,6 +425,12 @@ def _start(options: VllmOptions, *, with_migration: bool) -> Any:
         config.scheduler_config.scheduler_cls = f"llumnix.engines.vllm.scheduler.{name}"
     executor = versions.lookup("vllm.v1.executor.Executor").get_class(config)
     return versions.lookup("vllm.v1.engine.core.EngineCore")(config, executor, log_stats=False)
+
+
+def _wait_for(copies: Sequence[Any]) -> None:
+    for copied in copies:
+        if copied is not None:
+            copied.synchronize()
 
 
 def _difference(theirs: KvIdentity, ours: KvIdentity | None) -> str:

@@ -6,14 +6,17 @@ with `llumnix_`: vLLM adds this class to the bases of its worker.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from llumnix.engines.base import Parcel
 from llumnix.engines.vllm import versions
-from llumnix.engines.vllm.carriers import CARRIERS
+from llumnix.engines.vllm.carriers import CARRIERS, CUDA_IPC
+from llumnix.engines.vllm.peer_memory import Export, PeerMemory
 
 torch: Any = versions.lookup("torch")
+log = logging.getLogger(__name__)
 
 
 class LlumnixWorker:
@@ -21,6 +24,7 @@ class LlumnixWorker:
 
     model_runner: Any
     rank: int
+    _llumnix_peers: PeerMemory | None = None
 
     def llumnix_layout(self) -> tuple[str, tuple[tuple[int, ...], ...]]:
         """Return the KV dtype and, per layer, the shape of one block; ValueError if the layout is not understood."""
@@ -28,8 +32,36 @@ class LlumnixWorker:
         self._llumnix_split()
         return str(caches[0].dtype), tuple(tuple(cache.shape[1:]) for cache in caches)
 
+    def llumnix_export(self) -> Export | None:
+        """Return what other processes need to read this rank's KV tensors by themselves; None where they cannot."""
+        caches = self.model_runner.kv_caches
+        if caches[0].device.type != "cuda":
+            return None
+        try:
+            self._llumnix_peers = PeerMemory(caches)
+            return self._llumnix_peers.export()
+        except (RuntimeError, ImportError) as error:
+            log.warning("KV blocks of rank %d go through the host, because %s", self.rank, error)
+            self._llumnix_peers = None
+            return None
+
+    def llumnix_map(self, exports: Sequence[Export | None]) -> bool:
+        """Make the KV tensors of a source readable here; False if that cannot be."""
+        export = exports[self.rank]
+        if self._llumnix_peers is None or export is None:
+            return False
+        try:
+            self._llumnix_peers.map(export)
+        except RuntimeError as error:
+            log.warning("rank %d cannot read the memory of a source: %s", self.rank, error)
+            return False
+        return True
+
     def llumnix_read(self, block_ids: Sequence[int], carrier: str) -> Parcel:
-        """Copy blocks out: one tensor (layers, blocks, ...), packed by `carrier`."""
+        """Copy blocks out: one tensor (layers, blocks, ...), packed by `carrier`; with CUDA IPC only name them."""
+        if carrier == CUDA_IPC:
+            assert self._llumnix_peers is not None
+            return Parcel(carrier, len(block_ids), self._llumnix_peers.there(self._llumnix_row_numbers(block_ids)))
         caches = self.model_runner.kv_caches
         rows = self._llumnix_rows(block_ids)
         gathered = torch.empty(
@@ -39,14 +71,24 @@ class LlumnixWorker:
             torch.index_select(cache, 0, rows, out=gathered[layer])
         return Parcel(carrier, len(block_ids), CARRIERS[carrier].pack(gathered))
 
-    def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel]) -> None:
-        """Copy this rank's parcel into blocks."""
+    def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel], *, wait: bool) -> Any:
+        """Copy this rank's parcel into blocks; unless it is to `wait`, return the CUDA event of a copy under way."""
         parcel = parcels[self.rank]
-        caches = self.model_runner.kv_caches
-        rows = self._llumnix_rows(block_ids[: parcel.blocks])
+        block_ids = block_ids[: parcel.blocks]
+        if parcel.carrier == CUDA_IPC:
+            assert self._llumnix_peers is not None
+            copied = self._llumnix_peers.copy(parcel.content, self._llumnix_row_numbers(block_ids))
+            return copied.synchronize() if wait else copied
+        rows = self._llumnix_rows(block_ids)
         arrived = CARRIERS[parcel.carrier].unpack(parcel.content).to(rows.device)
-        for layer, cache in enumerate(caches):
+        for layer, cache in enumerate(self.model_runner.kv_caches):
             cache.index_copy_(0, rows, arrived[layer])
+        return None
+
+    def llumnix_settle(self) -> None:
+        """Let steps from now on wait for copies under way: blocks are used, or go to somebody else."""
+        if self._llumnix_peers is not None:
+            self._llumnix_peers.settle()
 
     def llumnix_sampler_state(self, request_id: str) -> bytes | None:
         """Return the state of the request's random generator, which only model runner V1 has, for seeded requests."""
@@ -101,10 +143,13 @@ class LlumnixWorker:
             runner.sampler.topk_topp_sampler(logits, {0: generator}, None, None)
 
     def _llumnix_rows(self, block_ids: Sequence[int]) -> Any:
+        rows = self._llumnix_row_numbers(block_ids)
+        return torch.tensor(rows, dtype=torch.long, device=self.model_runner.kv_caches[0].device)
+
+    def _llumnix_row_numbers(self, block_ids: Sequence[int]) -> list[int]:
         """Return the rows of the KV tensors that the blocks are: several each if kernels use smaller blocks."""
         split = self._llumnix_split()
-        rows = [block * split + part for block in block_ids for part in range(split)]
-        return torch.tensor(rows, dtype=torch.long, device=self.model_runner.kv_caches[0].device)
+        return [block * split + part for block in block_ids for part in range(split)]
 
     def _llumnix_split(self) -> int:
         """Return the rows per block. Blocks are the first axis in every supported version; strides do not matter."""

@@ -20,6 +20,7 @@ from llumnix.engines.base import (
     MovableRequest,
     Output,
     Parcel,
+    Ready,
     StepResult,
 )
 from llumnix.load import InstanceLoad
@@ -211,11 +212,15 @@ class FakeEngine:
         self.arriving[request_id].table += self._take(blocks)
         return True
 
-    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> None:
+    def carriers_from(self, departure: Departure) -> tuple[str, ...]:
+        return self.carriers
+
+    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         table = self.arriving[request_id].table
         for parcel in parcels:
             for index, content in enumerate(parcel.content):
                 self.memory[table[first_block + index]] = [-1] if self.corrupt_writes else list(content)
+        return lambda: None
 
     def commit(self, final: FinalState) -> None:
         item = self.arriving.pop(final.request_id)

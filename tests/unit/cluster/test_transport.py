@@ -23,7 +23,8 @@ def test_distance(place: str, process: str, apart: Distance) -> None:
         (ALL, Distance.network, "inline"),
         (ALL, Distance.node, "cuda_ipc"),
         (("inline", "shared_memory"), Distance.node, "shared_memory"),
-        (ALL, Distance.process, "inline"),
+        (ALL, Distance.process, "cuda_ipc"),
+        (("shared_memory", "inline"), Distance.process, "inline"),
         (("other",), Distance.node, None),
     ],
 )
