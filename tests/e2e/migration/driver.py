@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llumnix.engines.base import Departure, Engine, EngineRequest, FinalState, MigrationRefused, Output, Parcel
+from llumnix.engines.base import (
+    Departure,
+    Engine,
+    EngineRequest,
+    FinalState,
+    MigrationRefused,
+    Output,
+    Parcel,
+    Ready,
+)
 from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, Migration, Reserve
 from llumnix.request import Priority
 
@@ -144,6 +153,7 @@ def migrate(
                 try:
                     if first:
                         moved.hit_blocks = b.reserve(departure, blocks)
+                        assert carrier in b.carriers_from(departure)
                         granted, first = True, False
                     else:
                         granted = b.extend(request_id, blocks)
@@ -155,7 +165,7 @@ def migrate(
                 parcels: Sequence[Parcel] = a.read_blocks(request_id, skip, first_block + blocks - skip, carrier)
                 if decode_between and not last:
                     cluster.step(source, destination)
-                b.write_blocks(request_id, skip, parcels)
+                b.write_blocks(request_id, skip, parcels)()
                 moved.copied.append(parcels[0].blocks if parcels else 0)
                 action = machine.copied(0) if last else answer(a.held_blocks(request_id), machine.copied)
             case Freeze():
@@ -191,12 +201,12 @@ class Withholding:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> None:
+    def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         for parcel in parcels:
             if self._block is not None and first_block <= self._block < first_block + parcel.blocks:
                 layers, rows = parcel.content.shape[:2]
                 parcel.content.data.reshape(layers, rows, -1)[:, self._block - first_block] = 0
-        self._engine.write_blocks(request_id, first_block, parcels)
+        return self._engine.write_blocks(request_id, first_block, parcels)
 
     def commit(self, final: FinalState) -> None:
         if self._sampler:
