@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-SCHEMA_VERSION = 1
+from llumnix.record import SCHEMA_VERSION
+
 OUTPUTS = Path("outputs")
 
 
@@ -51,6 +52,22 @@ def requests(directories: Sequence[Path], columns: Sequence[str]) -> pd.DataFram
         frame.insert(0, "run_id", directory.name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id", *columns])
+
+
+def table(directory: Path, name: str) -> pd.DataFrame:
+    """A whole table of one run: requests, events or instances; an enumerated column comes as plain strings."""
+    return pd.read_parquet(directory / f"{name}.parquet")
+
+
+def first_run(runs: pd.DataFrame) -> dict[str, Any]:
+    """The run of the lowest seed and repeat: the one whose course over time a figure shows."""
+    found: dict[str, Any] = runs.sort_values(["seed", "repeat"]).iloc[0].to_dict()
+    return found
+
+
+def replicate(run: Mapping[str, Any]) -> str:
+    """What tells apart runs of one point."""
+    return f"{run['seed']}.{run['repeat']}"
 
 
 def matching(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:

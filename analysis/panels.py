@@ -52,6 +52,13 @@ def name_row(ax: Axes, name: str, remark: str) -> None:
         ax.text(x, 0.5, text, transform=ax.transAxes, rotation=90, ha="center", va="center", **settings)
 
 
+def interval_label(points: pd.DataFrame) -> str:
+    """What an error bar of these points is; empty where each is of one run."""
+    runs = points["n"]
+    most = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()}-{runs.max()}"
+    return f"95 % interval of the mean ({most} runs)" if (runs > 1).any() else ""
+
+
 def legend_handles(series: Sequence[str], runs: str) -> list[Line2D]:
     """A handle per series in legend order, then one for intervals (none where there are none) and one for the paper."""
     handles: list[Line2D] = [

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = words.parse(argv, "analysis.plot", KEYS, DESCRIPTION, EXAMPLES)
     known = sorted(path.stem.removeprefix("fig") for path in Path(figures.__path__[0]).glob("fig*.py"))
     which = asked.pop("fig", "")
+    which = which.zfill(2) if which.isdecimal() else which
     if which not in (*known, "all"):
         words.stop(f"fig={which or '?'} is not a figure; choose fig={', fig='.join(known)} or fig=all.")
     outputs = Path(asked.pop("outputs", str(load.OUTPUTS)))
@@ -57,7 +58,8 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
     """Make all files of one figure and say what was made; the returned sentence says why not, or is empty.
 
     A module of analysis.figures has EXPERIMENT (the directory of its runs), samples(runs) and draw(points, paper,
-    synthetic); what it draws and what the claims judge are the same samples.
+    synthetic), and VARIED if its runs differ in more than analysis.select expects; what it draws and what the claims
+    judge are the same samples.
     """
     console = words.console()
     found = load.runs(outputs, module.EXPERIMENT)
@@ -68,7 +70,7 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
             f"No finished runs of {module.EXPERIMENT}{filters} in {outputs / module.EXPERIMENT / 'runs'}; "
             f"make them with: python -m runners.serve experiment={module.EXPERIMENT}{filters}"
         )
-    runs, notes = select.of_one_setting(runs)
+    runs, notes = select.of_one_setting(runs, getattr(module, "VARIED", ()))
     paper = paper_points(name)
     samples = module.samples(runs)
     points = aggregate(samples)

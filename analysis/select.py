@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 
 GROUPS = ["trace", "arrivals", "scheduler"]
@@ -9,15 +11,22 @@ VARIED = ["qps", "cv", "seed", "repeat"]
 NOT_SETTINGS = {f"config.{key}" for key in (*VARIED, "name", "force", "dry_run", "fail_fast", "exclude")}
 
 
-def of_one_setting(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def of_one_setting(runs: pd.DataFrame, varied: Collection[str] = ()) -> tuple[pd.DataFrame, list[str]]:
     """The runs that differ only in what a figure varies, and a sentence for each choice that had to be made.
 
-    Runs may differ in qps, cv, seed and repeat, and in trace, arrivals and scheduler, whose own fields may differ from
-    one trace or scheduler to the next but not within it. Where settings differ otherwise, those with the most requests
+    Runs may differ in qps, cv, seed and repeat, in the keys and groups of `varied`, and in trace, arrivals and
+    scheduler, whose own fields may differ from one trace or scheduler to the next but not within it. Where settings differ otherwise, those with the most requests
     asked for over all their runs are kept; of equals, the latest.
     """
     notes: list[str] = []
-    settings = [column for column in runs.columns if column.startswith("config.") and column not in NOT_SETTINGS]
+    free = tuple(f"config.{key}" for key in varied)
+    settings = [
+        column
+        for column in runs.columns
+        if column.startswith("config.")
+        and column not in NOT_SETTINGS
+        and not any(column == key or column.startswith(f"{key}.") for key in free)
+    ]
     of_groups = tuple(f"config.{group}." for group in GROUPS)
     runs = _largest(runs, [column for column in settings if not column.startswith(of_groups)], "", notes)
     own = [column for column in settings if column.startswith(of_groups)]

@@ -9,7 +9,9 @@ import seaborn
 
 DPI = 200
 GREY = "#767676"
-_BLUE, _ORANGE, _GREEN, _RED = seaborn.color_palette("colorblind", 4).as_hex()
+PALETTE: list[str] = seaborn.color_palette("colorblind", 8).as_hex()
+"""For what is no scheduler; the first four are those of the series."""
+_BLUE, _ORANGE, _GREEN, _RED = PALETTE[:4]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ class InstanceLoad:
     head_tokens: int
     draining: bool = False
 
+    @property
+    def head_blocks(self) -> int:
+        """Blocks that the first waiting request needs to be admitted; 0 if none waits."""
+        return -(-self.head_tokens // self.block_size_tokens)
+
 
 @dataclass(kw_only=True, slots=True)
 class FreenessRule:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"llumnix"
 """Key of the parquet metadata under which every file carries its run's config, versions and run id, as JSON."""
 
@@ -68,6 +68,7 @@ INSTANCES = pa.schema(
         pa.field("waiting", pa.int32(), nullable=False),
         pa.field("free_blocks", pa.int32(), nullable=False),
         pa.field("total_blocks", pa.int32(), nullable=False),
+        pa.field("head_blocks", pa.int32(), nullable=False),  # that the first waiting request needs; 0 if none waits
         pa.field("freeness", pa.float64()),  # inf for an idle instance
         pa.field("draining", pa.bool_(), nullable=False),
     ]

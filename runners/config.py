@@ -79,6 +79,7 @@ def register() -> None:
     store("sim", SimEngine, group="schema/engine")
     store("vllm", RealEngine, group="schema/engine")
     store("generated", traces.GeneratedTrace, group="schema/trace")
+    store("fixed", traces.FixedTrace, group="schema/trace")
     store("quantile", traces.QuantileTrace, group="schema/trace")
     store("file", traces.FileTrace, group="schema/trace")
     store("poisson", arrivals.Poisson, group="schema/arrivals")

@@ -12,13 +12,16 @@ FOLDER = Path(__file__).parent
 
 
 class Kind(StrEnum):
-    """What a claim computes from the values of two series at the points it ranges over.
+    """What a claim computes from the values of two series, or of one, at the points it ranges over.
 
     RATIO_UP_TO     max(baseline / own): "up to N times better"
     REDUCTION_MEAN  mean(1 - own / baseline) over points whose baseline is not 0: "N % lower on average"
     ABSOLUTE_MEAN   mean(baseline - own): "N seconds lower on average"
     BOUND           max(own / baseline) - 1: "at most N % more"
     FLAT            max(own) / min(own) - 1, the largest over rows: "nearly constant", varying by at most N %
+    VALUE           mean(own): "N on average", or simply "N"
+    VALUE_UP_TO     max(own): "up to N"
+    AT_LEAST        min(own): "N or more"
     """
 
     RATIO_UP_TO = "ratio_up_to"
@@ -26,6 +29,13 @@ class Kind(StrEnum):
     ABSOLUTE_MEAN = "absolute_mean"
     BOUND = "bound"
     FLAT = "flat"
+    VALUE = "value"
+    VALUE_UP_TO = "value_up_to"
+    AT_LEAST = "at_least"
+
+
+OF_ONE_SERIES = (Kind.FLAT, Kind.VALUE, Kind.VALUE_UP_TO, Kind.AT_LEAST)
+PLAIN_VALUE = (Kind.VALUE, Kind.VALUE_UP_TO)
 
 
 class Verdict(StrEnum):
@@ -44,14 +54,19 @@ RATIO = 1.5
 REDUCTION = 0.10
 """Reproduced reductions: within this many (100 percentage) points of the paper's."""
 ABSOLUTE = 1.25
-"""Reproduced differences: within this factor of the paper's."""
+"""Reproduced differences and plain values: within this factor of the paper's."""
+SIMILAR = 2.0
+"""Partly reproduced plain values: within this factor of the paper's."""
 SLACK = 0.05
 """Partly reproduced bounds: above the paper's bound by at most this much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence. `baseline` is unused by FLAT; `readings` are other published numbers for the same sentence."""
+    """One sentence. `baseline` is for kinds that compare two series; `unit` of a plain value: share, x, s or ms.
+
+    `readings` are other published numbers for the same sentence.
+    """
 
     id: str
     text: str
@@ -61,17 +76,23 @@ class Claim:
     rows: tuple[str, ...]
     expected: float
     baseline: str = ""
+    unit: str = "share"
     readings: dict[str, float] = field(default_factory=dict)
 
     @property
     def series(self) -> tuple[str, ...]:
         """The series that must have run, the baseline first."""
-        return (self.own,) if self.kind is Kind.FLAT else (self.baseline, self.own)
+        return (self.own,) if self.kind in OF_ONE_SERIES else (self.baseline, self.own)
 
     def verdict(self, measured: float, low: float, high: float, complete: bool) -> Verdict:
         """Judge a measured value with its interval (NaN: none); points that did not run cap the verdict at PARTLY."""
         if self.kind in (Kind.BOUND, Kind.FLAT):
             near, right_way = measured <= self.expected, measured <= self.expected + SLACK
+        elif self.kind is Kind.AT_LEAST:
+            near = measured >= self.expected and not low < self.expected
+            right_way = measured >= self.expected - SLACK
+        elif self.kind in PLAIN_VALUE:
+            near, right_way = (self._within(factor, measured) for factor in (ABSOLUTE, SIMILAR))
         else:
             nothing = 1.0 if self.kind is Kind.RATIO_UP_TO else 0.0
             right_way = measured > nothing
@@ -86,17 +107,19 @@ class Claim:
             return GAIN[0] <= gain <= GAIN[1] and 1 / RATIO <= measured / self.expected <= RATIO
         if self.kind is Kind.REDUCTION_MEAN:
             return abs(measured - self.expected) <= REDUCTION
-        return 1 / ABSOLUTE <= measured / self.expected <= ABSOLUTE
+        return self._within(ABSOLUTE, measured)
+
+    def _within(self, factor: float, measured: float) -> bool:
+        return 1 / factor <= measured / self.expected <= factor
 
     def show(self, value: float) -> str:
         """A value of this claim as the paper would print it."""
         if math.isnan(value):
             return "-"
-        if self.kind is Kind.RATIO_UP_TO:
-            return f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
-        if self.kind is Kind.ABSOLUTE_MEAN:
-            return f"{value:.2f} s"
-        return f"{100 * value:.1f} %"
+        unit = {Kind.RATIO_UP_TO: "x", Kind.ABSOLUTE_MEAN: "s"}.get(self.kind, self.unit)
+        if unit == "share":
+            return f"{100 * value:.1f} %"
+        return f"{value:.{2 if abs(value) < 10 else 1}f}{unit if unit == 'x' else f' {unit}'}"
 
 
 def claims_of(figure: str) -> list[Claim]:

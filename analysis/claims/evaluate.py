@@ -43,15 +43,19 @@ class Result:
 
 
 def evaluate(claim: Claim, samples: pd.DataFrame, paper: pd.DataFrame) -> Result:
-    """Judge one claim over the points that the paper has and that were measured for every series it names."""
+    """Judge one claim over the points that the paper has and that were measured for every series it names.
+
+    Where no point of the paper is known, over all points that were measured.
+    """
     published = _cells(claim, paper.assign(replicate=0))
     theirs = _Values.of(claim, published)
     measured = _cells(claim, samples)
-    cells = measured.loc[measured.index.intersection(published.index, sort=False)]
+    known = len(published) > 0
+    cells = measured.loc[measured.index.intersection(published.index, sort=False)] if known else measured
     result = Result(
         claim,
         Verdict.NOT_RUN,
-        points_expected=len(published),
+        points_expected=len(published) if known else len(measured),
         paper=theirs.value,
         paper_point=theirs.point,
         paper_typical=theirs.typical,
@@ -62,7 +66,7 @@ def evaluate(claim: Claim, samples: pd.DataFrame, paper: pd.DataFrame) -> Result
     low, high = _interval(claim, cells)
     return replace(
         result,
-        verdict=claim.verdict(ours.value, low, high, complete=len(cells) == len(published)),
+        verdict=claim.verdict(ours.value, low, high, complete=len(cells) == result.points_expected),
         value=ours.value,
         low=low,
         high=high,
@@ -81,6 +85,8 @@ class _Values:
 
     @classmethod
     def of(cls, claim: Claim, cells: pd.DataFrame) -> _Values:
+        if cells.empty:
+            return cls(NAN, "", NAN)
         means = cells["mean"].to_numpy().T
         statistic, typical, at = STATISTICS[claim.kind]
         point = "mean over points"
@@ -184,5 +190,16 @@ STATISTICS: dict[Kind, tuple[Statistic, Statistic, Where | None]] = {
         lambda means, rows: float(_spread(means, rows).max()),
         lambda means, rows: float(np.median(_spread(means, rows))),
         _highest_of_widest_row,
+    ),
+    Kind.VALUE: (lambda means, _: float(np.mean(means[-1])), lambda means, _: float(np.median(means[-1])), None),
+    Kind.VALUE_UP_TO: (
+        lambda means, _: float(means[-1].max()),
+        lambda means, _: float(np.median(means[-1])),
+        lambda means, _: int(means[-1].argmax()),
+    ),
+    Kind.AT_LEAST: (
+        lambda means, _: float(means[-1].min()),
+        lambda means, _: float(np.median(means[-1])),
+        lambda means, _: int(means[-1].argmin()),
     ),
 }

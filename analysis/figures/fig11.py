@@ -61,11 +61,8 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
         ax.set_xlabel("Request rate (requests/s)")
     figure.subplots_adjust(left=0.075, right=0.995, bottom=0.04, top=0.935, wspace=0.29, hspace=0.33)
     figure.align_ylabels(axes[:, 0])
-    runs = points["n"]
-    most = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()}-{runs.max()}"
-    interval = f"95 % interval of the mean ({most} runs)" if (runs > 1).any() else ""
     drawn = {*points["series"], *paper["series"]}
-    handles = panels.legend_handles(sorted(drawn), interval)
+    handles = panels.legend_handles(sorted(drawn), panels.interval_label(points))
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.535, 0.995), ncol=len(handles))
     return figure
 

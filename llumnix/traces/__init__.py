@@ -5,11 +5,13 @@ Knows nothing about arrival processes (llumnix.arrivals) or about how requests a
 
 from llumnix.traces.base import Lengths, Stream, Streams, Trace
 from llumnix.traces.file import FileTrace, TooLong
+from llumnix.traces.fixed import FixedTrace
 from llumnix.traces.generated import GeneratedTrace
 from llumnix.traces.quantile import QuantileTable, QuantileTrace
 
 __all__ = [
     "FileTrace",
+    "FixedTrace",
     "GeneratedTrace",
     "Lengths",
     "QuantileTable",

@@ -263,6 +263,7 @@ def _instance_columns(samples: Sequence[tuple[float, InstanceLoad]], rule: Freen
         "waiting": [load.waiting for load in loads],
         "free_blocks": [load.free_blocks for load in loads],
         "total_blocks": [load.total_blocks for load in loads],
+        "head_blocks": [load.head_blocks for load in loads],
         "freeness": [migration_freeness(load, rule) for load in loads],
         "draining": [load.draining for load in loads],
     }

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.figures import fig11
 from analysis.points import paper_points
+from llumnix.record import SCHEMA_VERSION
 
 MakeRun = Callable[..., Path]
 SCHEDULERS = {"Round-Robin": "round_robin", "INFaaS++": "infaas", "Llumnix": "llumnix", "Llumnix-base": "llumnix_base"}
@@ -29,7 +30,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         failure: str = "",
         synthetic: bool = False,
         started_at: str = "2026-01-01T00:00:00",
-        schema_version: int = 1,
+        schema_version: int = SCHEMA_VERSION,
         groups: dict[str, dict[str, Any]] | None = None,
         **config: Any,
     ) -> Path:
