@@ -74,6 +74,18 @@ INSTANCES = pa.schema(
     ]
 )
 
+STEPS = pa.schema(  # engine.record_steps; a row is a run of steps of one batch, of one step on a real engine
+    [
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),  # of the last of them
+        pa.field("instance_id", pa.int32(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),
+        pa.field("duration_s", pa.float64(), nullable=False),  # of all of them, without the gaps between them
+        pa.field("batch", pa.int32(), nullable=False),  # requests
+        pa.field("tokens", pa.int32(), nullable=False),  # computed in each; more than the batch if there are prompts
+    ]
+)
+
 
 def table(schema: pa.Schema, columns: Columns, metadata: Mapping[str, Any]) -> pa.Table:
     """A checked table: exactly the columns of the schema, all of one length, `metadata` as JSON in the schema.

@@ -105,6 +105,8 @@ class GlobalScheduler:
 
     def dispatch(self, priority: Priority) -> int:
         """Choose the instance for a new request."""
+        if self.spec.dispatch is DispatchRule.first:
+            return self._ids[0]
         if self._in_turn:
             instance_id = self._ids[self._turn % len(self._ids)]
             self._turn += 1

@@ -6,6 +6,7 @@ What is run is in perform(); files and locks are in runners.rundir.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from runners.run_id import job_config, run_id
 from runners.sweep import SweepLog, is_excluded
 
 if TYPE_CHECKING:
+    from llumnix.cluster.real.warm import WarmEngines
     from llumnix.cluster.result import RunResult
     from llumnix.request import Workload
     from runners.rundir import RunDirectory
@@ -121,9 +124,20 @@ def _serve(config: ServeConfig, engine: RealEngine, requests: Workload, progress
         config.gpu,
         config.scheduler,
         config.ray,
+        warm=_warm_engines(),
         seed=config.seed,
         progress=progress,
     )
+
+
+@cache
+def _warm_engines() -> WarmEngines:
+    """Engines that one job of this process leaves to the next."""
+    from llumnix.cluster.real.warm import WarmEngines
+
+    engines = WarmEngines()
+    atexit.register(engines.close)
+    return engines
 
 
 def _run(config: ServeConfig, asked: dict[str, Any], root: Path, progress: Progress | None) -> Outcome:
@@ -194,6 +208,8 @@ def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunRes
     record.write_table(part / "requests.parquet", record.REQUESTS, result.requests, same_for_all)
     record.write_table(part / "events.parquet", record.EVENTS, result.events, same_for_all)
     record.write_table(part / "instances.parquet", record.INSTANCES, result.instances, same_for_all)
+    if result.steps is not None:
+        record.write_table(part / "steps.parquet", record.STEPS, result.steps, same_for_all)
     record.write_json(part / SUMMARY, metrics.summarize(result.requests))
     workload = {
         "label": requests.label,

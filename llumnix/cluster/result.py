@@ -10,9 +10,10 @@ Columns = dict[str, Any]
 
 @dataclass(slots=True)
 class RunResult:
-    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work."""
+    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand."""
 
     requests: Columns
     events: Columns
     instances: Columns
+    steps: Columns | None = None
     counters: dict[str, int] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from llumnix.cluster.moves import Move
 from llumnix.cluster.result import Columns, RunResult
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import PS_PER_S, CostModel
-from llumnix.engines.sim.instance import SimInstance
+from llumnix.engines.sim.instance import Segment, SimInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.errors import ConfigError
@@ -81,6 +81,7 @@ class VirtualCluster:
         self._now_ps = 0
         self._unfinished = len(workload)
         self._step_ends = 0
+        self._step_rows: list[tuple[int, int, Segment]] | None = [] if engine.record_steps else None
         self._event_rows: list[tuple[int, str, int | None, int | None, str | None]] = []
         self._sample_rows: list[tuple[int, InstanceLoad]] = []
         self._sample_period_ps = round(engine.sample_period_s * PS_PER_S)
@@ -141,6 +142,8 @@ class VirtualCluster:
                     payload()
                 elif instances[key].version == payload:
                     self._step_ends += 1
+                    if self._step_rows is not None:
+                        self._step_rows.append((key, self._now_ps, instances[key].segment()))
                     instances[key].boundary(self._now_ps)
                 continue
             self._now_ps = timed_ps
@@ -260,6 +263,7 @@ class VirtualCluster:
                 "freeness": [migration_freeness(load, rule) for load in loads],
                 "draining": [load.draining for load in loads],
             },
+            steps=None if self._step_rows is None else _step_columns(self._step_rows, self._cost),
             counters={"segments": self._step_ends},
         )
 
@@ -284,6 +288,18 @@ def _transpose(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
 def _seconds(times_ps: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return picoseconds as seconds, NaN for None; to the nanosecond, well below any modelled effect."""
     return np.array([np.nan if ps is None else ps / PS_PER_S for ps in times_ps], dtype=np.float64)
+
+
+def _step_columns(rows: list[tuple[int, int, Segment]], cost: CostModel) -> Columns:
+    return {
+        "start_s": _seconds([segment.start_ps for *_, segment in rows]),
+        "end_s": _seconds([end_ps for _, end_ps, _ in rows]),
+        "instance_id": [instance_id for instance_id, *_ in rows],
+        "steps": [segment.steps for *_, segment in rows],
+        "duration_s": _seconds([end_ps - seg.start_ps - seg.steps * cost.gap_ps for _, end_ps, seg in rows]),
+        "batch": [segment.batch for *_, segment in rows],
+        "tokens": [segment.tokens for *_, segment in rows],
+    }
 
 
 def _request_columns(requests: list[SimRequest]) -> Columns:

@@ -181,6 +181,9 @@ class Engine(Protocol):
     def load(self, instance_id: int, *, draining: bool) -> InstanceLoad:
         """Report the present state."""
 
+    def forget_prefixes(self) -> None:
+        """Drop what prefix caching keeps, once no request is left: the next run is to begin like the first."""
+
     def shutdown(self) -> None:
         """Free the device."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import CostModel
+from llumnix.engines.sim.instance import Segment
 from llumnix.engines.sim.request import SimRequest
 from llumnix.load import InstanceLoad
 from llumnix.policies.spec import LoadReports, QueueOrder
@@ -168,6 +169,11 @@ class ReferenceInstance:
         self._changed(now_ps)
 
     # --- steps
+
+    def segment(self) -> Segment:
+        if self._decoding:
+            return Segment(self._step_start_ps, 1, len(self.running), len(self.running))
+        return Segment(self._step_start_ps, 1, len(self._prefilling), sum(r.tokens for r in self._prefilling))
 
     def boundary(self, now_ps: int) -> None:
         """End the step under way, which began at `_step_start_ps`, and begin the next one."""

@@ -30,13 +30,14 @@ from llumnix.cluster.real.messages import (
     News,
     NoAnswer,
     Refused,
+    Step,
     Submission,
     Tag,
 )
 from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Engine, Parcel
 from llumnix.load import InstanceLoad
-from llumnix.policies.migration import Pair
+from llumnix.policies.migration import MigrationPolicy, Pair
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 
@@ -68,7 +69,6 @@ class LlumletActor:
         instance_id: int,
         namespace: str,
         build: Callable[[int], Engine],
-        scheduler: Scheduler,
         limits: Limits,
         log_level: int,
     ) -> None:
@@ -77,7 +77,6 @@ class LlumletActor:
         self._llumlet = Llumlet(
             instance_id,
             build(instance_id),
-            policy=scheduler.migration,
             report=reports.send,
             peer=lambda other: RayInstance(other, namespace, limits),
             limits=limits,
@@ -102,12 +101,20 @@ class LlumletActor:
         return self._llumlet.poll(after, 0.0)
 
     @ray.method(concurrency_group="serve")
+    def begin_run(self, record_steps: bool) -> None:
+        self._llumlet.begin_run(record_steps=record_steps)
+
+    @ray.method(concurrency_group="serve")
+    def steps(self) -> list[Step]:
+        return self._llumlet.steps()
+
+    @ray.method(concurrency_group="serve")
     def set_draining(self, draining: bool) -> None:
         self._llumlet.set_draining(draining)
 
     @ray.method(concurrency_group="migrate")
-    def migrate_out(self, destination: int) -> MoveOutcome:
-        return self._llumlet.migrate_out(destination)
+    def migrate_out(self, destination: int, policy: MigrationPolicy) -> MoveOutcome:
+        return self._llumlet.migrate_out(destination, policy)
 
     @ray.method(concurrency_group="peer")
     def reserve(self, arrival: Arrival) -> Accepted | Refused:
@@ -141,6 +148,7 @@ class SchedulerActor:
         logging.basicConfig(level=log_level, format="%(asctime)s scheduler %(levelname)s %(message)s")
         self._namespace = namespace
         self._limits = limits
+        self._policy = scheduler.migration
         self._movers = ThreadPoolExecutor(max_workers=max(1, instances), thread_name_prefix="mover")
         self._control = Control(scheduler, self._start_migration)
         threading.Thread(target=self._control.run, name="rounds", daemon=True).start()
@@ -173,7 +181,7 @@ class SchedulerActor:
             moved = False
             try:
                 source = RayInstance(pair.source, self._namespace, self._limits)
-                moved = source.migrate_out(pair.destination).moved
+                moved = source.migrate_out(pair.destination, self._policy).moved
             except Exception as error:
                 log.warning("migration %d to %d: %s", pair.source, pair.destination, error)
             finally:
@@ -236,8 +244,17 @@ class RayInstance:
     def set_draining(self, draining: bool) -> None:
         self._actor.ask("set_draining", self._limits.control_s, draining)
 
-    def migrate_out(self, destination: int) -> MoveOutcome:
-        outcome: MoveOutcome = self._actor.ask("migrate_out", 2 * self._limits.migration_s, destination)
+    def begin_run(self, *, record_steps: bool) -> None:
+        """Forget all requests of the run before."""
+        self._actor.ask("begin_run", self._limits.start_s, record_steps)
+
+    def steps(self) -> list[Step]:
+        """Return the steps of this run, if they are recorded."""
+        steps: list[Step] = self._actor.ask("steps", self._limits.copy_s)
+        return steps
+
+    def migrate_out(self, destination: int, policy: MigrationPolicy) -> MoveOutcome:
+        outcome: MoveOutcome = self._actor.ask("migrate_out", 2 * self._limits.migration_s, destination, policy)
         return outcome
 
     def reserve(self, arrival: Arrival) -> Accepted | Refused:
@@ -321,35 +338,36 @@ class _Named:
             raise InstanceLost(str(error)) from None
 
 
-def start_actors(
+def start_scheduler(
+    namespace: str, scheduler: Scheduler, limits: Limits, instances: int, log_level: int = logging.WARNING
+) -> ActorHandle[Any]:
+    """Start the global scheduler; returns at once. The actor lives as long as the handle."""
+    actor: Any = _remote(concurrency_groups={"report": 1, "ask": 4})(SchedulerActor)
+    options = {"name": SCHEDULER, "namespace": namespace, "num_cpus": 0, "max_restarts": -1}
+    handle: ActorHandle[Any] = actor.options(**options).remote(namespace, scheduler, limits, instances, log_level)
+    return handle
+
+
+def start_instances(
     instances: int,
     namespace: str,
     build: Callable[[int], Engine],
-    scheduler: Scheduler,
     limits: Limits,
     options: ActorOptions,
     log_level: int = logging.WARNING,
 ) -> list[ActorHandle[Any]]:
-    """Start the global scheduler and the instances; returns at once. The actors live as long as the handles."""
-    remote: Any = ray.remote  # its types know no concurrency groups
-    actor = remote(concurrency_groups={"report": 1, "ask": 4})(SchedulerActor)
-    actors = [
+    """Start the instances; returns at once. The actors live as long as the handles."""
+    actor: Any = _remote(concurrency_groups=GROUPS)(LlumletActor)
+    return [
         actor.options(
-            name=SCHEDULER,
+            name=instance_name(instance_id),
             namespace=namespace,
-            num_cpus=0,
-            max_restarts=-1,
-        ).remote(namespace, scheduler, limits, instances, log_level)
+            num_cpus=options.num_cpus,
+            num_gpus=options.num_gpus,
+            max_restarts=options.max_restarts,
+        ).remote(instance_id, namespace, build, limits, log_level)
+        for instance_id in range(instances)
     ]
-    actor = remote(concurrency_groups=GROUPS)(LlumletActor)
-    for instance_id in range(instances):
-        actors.append(
-            actor.options(
-                name=instance_name(instance_id),
-                namespace=namespace,
-                num_cpus=options.num_cpus,
-                num_gpus=options.num_gpus,
-                max_restarts=options.max_restarts,
-            ).remote(instance_id, namespace, build, scheduler, limits, log_level)
-        )
-    return actors
+
+
+_remote: Any = ray.remote  # its types know no concurrency groups

@@ -104,8 +104,9 @@ class Control:
             return self._scheduler.dispatch(priority)
 
     def traffic(self) -> dict[str, int]:
-        """Count the control messages so far: load reports, migration rounds, pairs started."""
-        return {"reports": self.reports, "rounds": self.rounds, "pairs": self.pairs_started}
+        """Count the control messages so far: load reports, migration rounds, pairs started; and known instances."""
+        counts = {"reports": self.reports, "rounds": self.rounds, "pairs": self.pairs_started}
+        return counts | {"instances": len(self._last)}
 
     # --- migration rounds
 

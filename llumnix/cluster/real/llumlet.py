@@ -30,6 +30,7 @@ from llumnix.cluster.real.messages import (
     Notice,
     Recomputed,
     Refused,
+    Step,
     Submission,
     Tag,
     Unknown,
@@ -44,6 +45,8 @@ from llumnix.policies.migration import MigrationPolicy, choose_request
 log = logging.getLogger(__name__)
 REMEMBERED = 10_000
 """How many outdated requests an instance remembers, so that a message about one that comes late is refused."""
+
+_TWO_STAGES = MigrationPolicy()
 
 
 @dataclass(slots=True)
@@ -86,7 +89,6 @@ class Llumlet:
         instance_id: int,
         engine: Engine,
         *,
-        policy: MigrationPolicy,
         report: Callable[[InstanceLoad], None],
         peer: Callable[[int], Peer],
         limits: Limits,
@@ -98,9 +100,9 @@ class Llumlet:
         self.instance_id = instance_id
         self.incarnation = uuid.uuid4().hex
         self.limits = limits
+        self._gather_s = gather_s
         self.outbox = Outbox(gather_s)
         self.place, self.process = transport.here()
-        self._policy = policy
         self._report = report
         self._peer = peer
         self._report_period_s = report_period_s
@@ -109,6 +111,7 @@ class Llumlet:
         self._state = _State()
         self._draining = False
         self._moving = threading.Lock()
+        self._steps: list[Step] | None = None
         self._last_report_s = 0.0
         self._last_load: InstanceLoad | None = None
         self.carriers = engine.carriers
@@ -122,6 +125,21 @@ class Llumlet:
     def start(self) -> None:
         """Begin to serve."""
         self.thread.start()
+
+    def begin_run(self, *, record_steps: bool) -> None:
+        """Forget all requests of the run before, if there was one."""
+
+        def begin(engine: Engine) -> None:
+            self._abort(engine, [*self._state.here, *self._state.coming])
+            engine.forget_prefixes()
+            self._state = _State()
+            self.outbox = Outbox(self._gather_s)
+            self.incarnation = uuid.uuid4().hex
+            self._draining = False
+            self._steps = [] if record_steps else None
+            self._send_report()
+
+        self.thread.call(begin, self.limits.start_s)
 
     def stop(self) -> None:
         """End serving and free the device."""
@@ -154,6 +172,10 @@ class Llumlet:
         last, items = self.outbox.after(after, self.limits.poll_s)
         return News(self.incarnation, last, items, self.thread.stuck_s(), self._last_load)
 
+    def steps(self) -> list[Step]:
+        """Return the steps so far, if they are recorded."""
+        return self.thread.call(lambda _: list(self._steps or ()), self.limits.control_s)
+
     def set_draining(self, draining: bool) -> None:
         """Take no new request and give away what is here, or stop doing so."""
         self._draining = draining
@@ -161,23 +183,23 @@ class Llumlet:
 
     # --- for the global scheduler
 
-    def migrate_out(self, destination: int) -> MoveOutcome:
+    def migrate_out(self, destination: int, policy: MigrationPolicy = _TWO_STAGES) -> MoveOutcome:
         """Choose one request by the policy and move it to another instance; returns when that has ended."""
         if self.migration_unsupported:
             return MoveOutcome(False, reason=self.migration_unsupported)
         if not self._moving.acquire(blocking=False):
             return MoveOutcome(False, reason="a migration is under way")
         try:
-            chosen = self.thread.call(self._choose, self.limits.control_s)
+            chosen = self.thread.call(lambda engine: self._choose(engine, policy), self.limits.control_s)
             if chosen is None:
                 return MoveOutcome(False, reason="nothing to move")
-            return self.move(chosen.request_id, destination)
+            return self.move(chosen.request_id, destination, policy)
         finally:
             self._moving.release()
 
-    def move(self, request_id: str, destination: int) -> MoveOutcome:
+    def move(self, request_id: str, destination: int, policy: MigrationPolicy = _TWO_STAGES) -> MoveOutcome:
         """Move one request; what cannot move stays, and the outcome says why."""
-        outcome = Move(self, request_id, destination, self._peer(destination), self._policy).run()
+        outcome = Move(self, request_id, destination, self._peer(destination), policy).run()
         log.debug("migration of %s to %d: %s", request_id, destination, outcome)
         return outcome
 
@@ -292,10 +314,10 @@ class Llumlet:
         if len(void) > REMEMBERED:
             void.popitem(last=False)
 
-    def _choose(self, engine: Engine) -> MovableRequest | None:
+    def _choose(self, engine: Engine, policy: MigrationPolicy) -> MovableRequest | None:
         """Choose by the policy among those that can move; a draining instance gives away its queue as well."""
         movable = [m for m in engine.movable() if m.request_id in self._state.here]
-        chosen = choose_request(movable, self._policy.request_choice)
+        chosen = choose_request(movable, policy.request_choice)
         if chosen is None and self._draining:
             chosen = next((m for m in engine.queued() if m.request_id in self._state.here), None)
         return chosen
@@ -331,6 +353,8 @@ class Llumlet:
     def _after_step(self, result: StepResult, step_s: float) -> None:
         items: list[Item] = []
         now_s = time.time()
+        if self._steps is not None and result.scheduled:
+            self._steps.append(Step(now_s, step_s, len(result.scheduled), sum(result.scheduled.values())))
         for request_id in result.preempted:
             items.append(Notice(now_s, "preempt", self.instance_id, request_id))
         for request_id in result.scheduled:

@@ -107,6 +107,18 @@ class News:
     load: InstanceLoad | None = None
 
 
+class Step(NamedTuple):
+    """One step of an engine, for records: when it ended, how long it took, its requests and the tokens computed.
+
+    With asynchronous scheduling a call ends one step and begins another; its time is that of a step all the same.
+    """
+
+    end_s: float
+    duration_s: float
+    batch: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A request on its way to an instance; `generated` are tokens that the client already has (a replay)."""

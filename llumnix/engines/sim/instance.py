@@ -20,6 +20,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
+from typing import NamedTuple
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import CostModel
@@ -31,6 +32,15 @@ from llumnix.request import Priority
 
 _ARRIVAL_ORDER = attrgetter("arrival_order")
 _HIGH = Priority.HIGH  # a name of the module is ten times as quick to look up as a member of an enum
+
+
+class Segment(NamedTuple):
+    """Steps of one batch without a change between them; each computes `tokens` tokens."""
+
+    start_ps: int
+    steps: int
+    batch: int
+    tokens: int
 
 
 class SimInstance:
@@ -285,6 +295,13 @@ class SimInstance:
         self._wake(now_ps)
 
     # --- steps
+
+    def segment(self) -> Segment:
+        """Return what is under way."""
+        if self._decoding:
+            return Segment(self._start_ps, self._steps, self._batch, self._batch)
+        prompts = self._prefilling
+        return Segment(self._start_ps, 1, len(prompts), sum(request.tokens for request in prompts))
 
     def boundary(self, now_ps: int) -> None:
         """End the current segment and begin the next one."""

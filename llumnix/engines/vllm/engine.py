@@ -169,6 +169,10 @@ class VllmEngine:
             draining=draining,
         )
 
+    def forget_prefixes(self) -> None:
+        """Drop what prefix caching keeps."""
+        self._core.reset_prefix_cache()
+
     def shutdown(self) -> None:
         """Stop the workers. vLLM then also takes down what all engines of this process share."""
         self._core.shutdown()

@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from llumnix.cluster.real.actors import ActorOptions
+from llumnix.cluster.real.build import build_engine
 from llumnix.cluster.real.front_end import Stream
-from llumnix.cluster.real.serve import build_engine
 from llumnix.cluster.real.spec import Limits
 from llumnix.cluster.real.world import RayCluster, running
 from llumnix.engines.base import EngineRequest
 from llumnix.engines.vllm.models import tiny_llama
 from llumnix.engines.vllm.options import VllmOptions
+from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 from llumnix.record import EVENTS, INSTANCES, REQUESTS
 
@@ -143,7 +144,7 @@ def test_requests_moved_between_processes_give_the_same_tokens(
     outcomes = []
     while not all(stream.ended.is_set() for stream in streams):
         for source in range(INSTANCES_UP):
-            outcomes.append(cluster.instances[source].migrate_out(1 - source))
+            outcomes.append(cluster.instances[source].migrate_out(1 - source, MigrationPolicy()))
     assert finished(streams) == undisturbed
     moved = [outcome for outcome in outcomes if outcome.moved]
     assert len(moved) >= len(SAMPLING)

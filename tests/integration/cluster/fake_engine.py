@@ -132,6 +132,9 @@ class FakeEngine:
             draining=draining,
         )
 
+    def forget_prefixes(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         pass
 

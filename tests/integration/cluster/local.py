@@ -70,7 +70,6 @@ class Link:
         llumlet = Llumlet(
             self.instance_id,
             cluster.build(self.instance_id),
-            policy=cluster.spec.migration,
             report=cluster.report,
             peer=lambda other: cluster.links[other],
             limits=cluster.limits,
@@ -160,7 +159,7 @@ class LocalCluster:
         def carry_out() -> None:
             outcome = MoveOutcome(False)
             try:
-                outcome = self.links[pair.source].migrate_out(pair.destination)
+                outcome = self.links[pair.source].migrate_out(pair.destination, self.spec.migration)
             except (InstanceLost, NoAnswer) as error:
                 outcome = MoveOutcome(False, reason=str(error))
             finally:

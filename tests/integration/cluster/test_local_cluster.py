@@ -68,9 +68,9 @@ def test_a_moved_request_gives_the_same_tokens() -> None:
 
 def test_a_request_moved_by_recompute_gives_the_same_tokens_and_copies_no_block() -> None:
     policy = MigrationPolicy(method=MigrationMethod.recompute)
-    with LocalCluster(2, migration=policy) as cluster:
+    with LocalCluster(2) as cluster:
         stream, source = start_one(cluster)
-        outcome = cluster.links[source].move("r0", 1 - source)
+        outcome = cluster.links[source].move("r0", 1 - source, policy)
         assert outcome.moved, outcome
         assert outcome.copied_blocks == 0
         assert "receive" not in cluster.links[1 - source].calls

@@ -1,0 +1,62 @@
+"""Which engines a run needs, and the start of one in the process of its instance."""
+
+from __future__ import annotations
+
+from llumnix.cluster.real.spec import RealEngine, Weights
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.config import Gpu, Model
+from llumnix.engines.base import Engine
+from llumnix.engines.vllm.options import VllmOptions
+from llumnix.errors import ConfigError
+from llumnix.policies.spec import QueueOrder, Scheduler
+
+
+def engine_options(
+    cluster: ClusterSpec, engine: RealEngine, model: Model, gpu: Gpu, scheduler: Scheduler
+) -> VllmOptions:
+    """Say how each engine is started; writes the tiny model, or the shape of a model, if it is not there yet."""
+    from llumnix.engines.vllm import models
+
+    shapes = {"tiny": models.TINY, "llama_7b": models.LLAMA_7B, "llama_30b": models.LLAMA_30B}
+    if engine.weights is Weights.path:
+        path = str(engine.model_path)
+    elif model.name not in shapes:
+        known = ", ".join(shapes)
+        raise ConfigError(
+            f"model={model.name} has no built-in shape ({known}); set engine.weights=path engine.model_path=DIR."
+        )
+    elif engine.weights is Weights.tiny:
+        path = str(models.tiny_llama())
+    else:
+        path = str(models.llama_config(shapes[model.name]))
+    measured = gpu.costs.get(model.name)
+    blocks = cluster.kv_blocks if cluster.kv_blocks is not None else measured and measured.kv_blocks
+    return VllmOptions(
+        model=path,
+        dtype=engine.dtype,
+        load_format="dummy" if engine.weights is Weights.dummy else "auto",
+        block_size_tokens=cluster.block_size_tokens,
+        kv_blocks=blocks or None,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        max_model_tokens=engine.max_model_tokens,
+        max_num_seqs=cluster.max_num_seqs,
+        max_num_batched_tokens=cluster.max_num_batched_tokens,
+        tensor_parallel=engine.tensor_parallel,
+        prefix_caching=engine.prefix_caching,
+        high_priority_first=scheduler.queue_order is not QueueOrder.arrival,
+        watermark_fraction=cluster.watermark_fraction,
+        migration=engine.migration,
+        # Ranks are processes of the instance's own actor: Ray gave it the GPUs.
+        arguments=({"distributed_executor_backend": "mp"} if engine.tensor_parallel > 1 else {}) | engine.arguments,
+    )
+
+
+def build_engine(options: VllmOptions, environment: dict[str, str], instance_id: int) -> Engine:
+    """Start one engine in the process of its instance."""
+    import os
+
+    del instance_id
+    os.environ.update(environment)
+    from llumnix.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(options)
