@@ -65,6 +65,16 @@ def migration_downtime(columns: Columns) -> FloatArray:
     return np.where(moved, _floats(columns, "migration_downtime_s") / np.where(moved, migrations, 1.0), np.nan)
 
 
+def migration_gap(columns: Columns) -> FloatArray:
+    """migration_gap_s / migrations: mean time between the tokens before and after a migration, decode step included.
+
+    NaN for a request that never moved.
+    """
+    migrations = _floats(columns, "migrations")
+    moved = migrations > 0
+    return np.where(moved, _floats(columns, "migration_gap_s") / np.where(moved, migrations, 1.0), np.nan)
+
+
 def duration_s(columns: Columns) -> float:
     """max(end_s) - min(arrival_s) over all requests; 0 if nothing ended."""
     end_s = _floats(columns, "end_s")
@@ -124,6 +134,7 @@ def _request_scalars(columns: Columns) -> dict[str, float | int]:
     scalars |= _statistics("preemption_loss", preemption_loss(done), ())
     scalars |= _statistics("exec", decode_execution_time(done), ())
     scalars |= _statistics("migration_downtime", migration_downtime(done), (99,))
+    scalars |= _statistics("migration_gap", migration_gap(done), (99,))
     scalars |= _statistics("max_token_gap", _floats(done, "max_token_gap_s"), (99,))
     return scalars
 

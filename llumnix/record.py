@@ -43,6 +43,7 @@ REQUESTS = pa.schema(
         pa.field("preemption_loss_s", pa.float64(), nullable=False),
         pa.field("migrations", pa.int32(), nullable=False),
         pa.field("migration_downtime_s", pa.float64(), nullable=False),
+        pa.field("migration_gap_s", pa.float64(), nullable=False),  # from the last token before each to the next one
         pa.field("max_token_gap_s", pa.float64()),
         pa.field("exec_s", pa.float64(), nullable=False),  # sum of the steps that the request was part of
         pa.field("status", _NAME, nullable=False),  # finished, rejected, failed

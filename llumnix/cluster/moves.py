@@ -127,6 +127,7 @@ class Move:
     def _commit(self, recompute: bool) -> None:
         request, now_ps = self.request, self._world.now_ps
         request.migrations += 1
+        request.moved = True
         self._world.note("migrate_commit", self.destination.instance_id, request, f"from {self.source.instance_id}")
         self.source.release(-(-request.tokens // self._block_size_tokens), now_ps)
         if recompute:

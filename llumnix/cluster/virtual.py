@@ -320,6 +320,7 @@ def _request_columns(requests: list[SimRequest]) -> Columns:
         "preemption_loss_s": _seconds([r.preemption_loss_ps for r in requests]),
         "migrations": [r.migrations for r in requests],
         "migration_downtime_s": _seconds([r.downtime_ps for r in requests]),
+        "migration_gap_s": _seconds([r.gap_ps for r in requests]),
         "max_token_gap_s": _seconds([r.max_gap_ps for r in requests]),
         "exec_s": _seconds([r.exec_ps for r in requests]),
         "status": [r.status for r in requests],

@@ -201,6 +201,9 @@ class ReferenceInstance:
         if request.frozen_ps is not None:
             request.downtime_ps += now_ps - request.frozen_ps
             request.frozen_ps = None
+        if request.moved:
+            request.gap_ps += now_ps - request.last_token_ps
+            request.moved = False
         request.last_token_ps = now_ps
         if request.generated == request.output_tokens:
             request.status = "finished"

@@ -54,7 +54,7 @@ def test_times_of_a_request_fit_together(case: Case) -> None:
     result = case.run()
     rows = {name: np.asarray(column) for name, column in result.requests.items()}
     done = rows["status"] == "finished"
-    arrival, first, end, gap, exec_s, loss, downtime, tokens = (
+    arrival, first, end, gap, exec_s, loss, downtime, moving, tokens = (
         rows[c][done]
         for c in (
             "arrival_s",
@@ -64,6 +64,7 @@ def test_times_of_a_request_fit_together(case: Case) -> None:
             "exec_s",
             "preemption_loss_s",
             "migration_downtime_s",
+            "migration_gap_s",
             "output_tokens",
         )
     )
@@ -75,7 +76,8 @@ def test_times_of_a_request_fit_together(case: Case) -> None:
     assert (gap <= end - first + tick).all()
     assert (exec_s <= end - arrival + tick).all()
     assert (loss <= end - arrival + tick).all()
-    assert (downtime <= np.maximum(gap * rows["migrations"][done], 0) + tick).all(), "each downtime is in some gap"
+    assert (downtime <= moving + tick).all(), "each downtime is in the gap around its migration"
+    assert (moving <= np.maximum(gap * rows["migrations"][done], 0) + tick).all(), "which is no longer than the longest"
 
 
 @examples(30)

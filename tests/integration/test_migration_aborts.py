@@ -133,6 +133,7 @@ def test_a_request_moved_by_recompute_stands_still_until_its_prefill_has_ended(i
     assert (request.instance_last, request.preemptions) == (0, 0)
     # asked and answered, then a prefill of 10 ms and a gap
     assert request.downtime_ps / 1e12 == pytest.approx(2 * CONTROL_S + 0.015)
+    assert request.gap_ps == request.downtime_ps  # it froze with its last token, and the prefill gave it the next
     assert_nothing_is_lost(cluster)
 
 

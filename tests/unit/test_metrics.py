@@ -32,6 +32,7 @@ def table(**changes: list[Any]) -> dict[str, Any]:
         "preemption_loss_s": [0.0, 1.5, 3.0, 0.0],
         "migrations": [0, 2, 0, 0],
         "migration_downtime_s": [0.0, 0.05, 0.0, 0.0],
+        "migration_gap_s": [0.0, 0.09, 0.0, 0.0],
         "max_token_gap_s": [1.0, 6.0, NAN, NAN],
         "exec_s": [4.0, 6.0, 1.0, 0.0],
         "status": ["finished", "finished", "finished", "rejected"],
@@ -49,6 +50,7 @@ def test_each_formula_by_hand() -> None:
     assert metrics.preemption_loss(columns)[:3].tolist() == [0.0, 1.5, 3.0]
     assert metrics.decode_execution_time(columns)[:3].tolist() == [4.0, 6.0, 1.0]
     np.testing.assert_array_equal(metrics.migration_downtime(columns), [NAN, 0.025, NAN, NAN])
+    np.testing.assert_array_equal(metrics.migration_gap(columns), [NAN, 0.045, NAN, NAN])
 
 
 def test_summary_counts_everything_but_averages_only_what_finished() -> None:
@@ -125,6 +127,7 @@ def test_bounds_hold_for_every_run(rows: list[tuple[float, float, float, int, in
             "preemption_loss_s": np.zeros(n),
             "migrations": np.zeros(n),
             "migration_downtime_s": np.zeros(n),
+            "migration_gap_s": np.zeros(n),
             "max_token_gap_s": decode,
             "exec_s": decode,
             "status": np.full(n, "finished"),

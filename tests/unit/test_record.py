@@ -18,7 +18,7 @@ from llumnix import record
 DESIGNED = {
     "REQUESTS": "request_id, arrival_s, sent_s, dispatch_s, first_token_s, end_s, prompt_tokens, output_tokens, "
     "priority, instance_first, instance_last, preemptions, preemption_loss_s, migrations, migration_downtime_s, "
-    "max_token_gap_s, exec_s, status, error",
+    "migration_gap_s, max_token_gap_s, exec_s, status, error",
     "EVENTS": "time_s, kind, instance_id, request_id, detail",
     "INSTANCES": "time_s, instance_id, running, waiting, free_blocks, total_blocks, freeness, draining",
 }

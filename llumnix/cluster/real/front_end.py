@@ -27,7 +27,7 @@ from llumnix.cluster.real.messages import (
     News,
     NoAnswer,
     Notice,
-    Recomputed,
+    Resumed,
     Submission,
     Tag,
     Unknown,
@@ -64,6 +64,7 @@ class Life:
     preempted_since_s: float | None = None
     migrations: int = 0
     migration_downtime_s: float = 0.0
+    migration_gap_s: float = 0.0
     max_token_gap_s: float | None = None
     exec_s: float = 0.0
     replays: int = 0
@@ -295,8 +296,8 @@ class FrontEnd:
                         strangers.append(item.request_id)
                 case Moved():
                     self._moved(item)
-                case Recomputed():
-                    self._recomputed(item)
+                case Resumed():
+                    self._resumed(item)
                 case Unknown():
                     if (stream := self._streams.get(item.request_id)) is not None:
                         self._later(self._settle, [stream])
@@ -367,11 +368,12 @@ class FrontEnd:
         if gone:
             self._later(self._settle, [stream])
 
-    def _recomputed(self, item: Recomputed) -> None:
-        """What stood still in a move by recompute is the time up to the next token."""
+    def _resumed(self, item: Resumed) -> None:
+        """A moved request goes on. What is computed again stands still until its next token."""
         with self._lock:
             stream = self._streams.get(item.request_id)
             if stream is not None and item.attempt == stream.life.delivery.attempt:
+                stream.life.migration_gap_s += item.gap_s
                 stream.life.migration_downtime_s += item.wait_s
 
     def _note(self, notice: Notice) -> None:

@@ -28,8 +28,8 @@ from llumnix.cluster.real.messages import (
     MoveOutcome,
     News,
     Notice,
-    Recomputed,
     Refused,
+    Resumed,
     Step,
     Submission,
     Tag,
@@ -53,12 +53,15 @@ _TWO_STAGES = MigrationPolicy()
 class _Here:
     """A request that this instance owns. `prior` are the tokens that were generated before it came here.
 
-    `recomputing_since_s`: when it came without its KV cache, until its next token.
+    `last_token_s` is wall-clock time. `resuming`: it came from another instance and has had no token since;
+    `recomputing_since_s`, if its KV cache did not come along.
     """
 
     tag: Tag
     prior: tuple[int, ...] = ()
     exec_s: float = 0.0
+    last_token_s: float | None = None
+    resuming: bool = False
     recomputing_since_s: float | None = None
 
 
@@ -240,8 +243,13 @@ class Llumlet:
             ready = engine.write_blocks(request_id, landing.first_block, landing.parcels)
             engine.commit(landing.final)
             del self._state.coming[request_id]
-            here = self._state.here[request_id] = _Here(landing.tag, landing.final.generated)
-            here.recomputing_since_s = time.monotonic() if landing.recompute else None
+            self._state.here[request_id] = _Here(
+                landing.tag,
+                landing.final.generated,
+                last_token_s=landing.last_token_s,
+                resuming=landing.last_token_s is not None,
+                recomputing_since_s=time.time() if landing.recompute else None,
+            )
             return ready
 
         return _waited(self.thread.call(land, self.limits.copy_s))
@@ -261,6 +269,11 @@ class Llumlet:
         """Return the life of a request that is here."""
         here = self._state.here.get(request_id)
         return None if here is None else here.tag
+
+    def last_token_s(self, request_id: str) -> float | None:
+        """Return the wall-clock time of a request's last token."""
+        here = self._state.here.get(request_id)
+        return None if here is None else here.last_token_s
 
     def forget(self, request_id: str) -> None:
         """Note that a request is not here any more."""
@@ -364,9 +377,9 @@ class Llumlet:
             here = self._state.here.get(output.request_id)
             if here is None:
                 continue
-            if here.recomputing_since_s is not None:
-                wait_s, here.recomputing_since_s = time.monotonic() - here.recomputing_since_s, None
-                items.append(Recomputed(output.request_id, here.tag.attempt, wait_s))
+            if here.resuming:
+                items.append(_resumed(output.request_id, here, now_s))
+            here.last_token_s = now_s
             items.append(
                 Chunk(
                     request_id=output.request_id,
@@ -432,6 +445,14 @@ class Llumlet:
     def lost_sight(self, request_id: str, tag: Tag, destination: int) -> None:
         """Whether the request has gone on at the destination is not known."""
         self.tell(Unknown(request_id, tag, destination))
+
+
+def _resumed(request_id: str, here: _Here, now_s: float) -> Resumed:
+    """Note the first token of a request that came from another instance."""
+    assert here.last_token_s is not None
+    wait_s = 0.0 if here.recomputing_since_s is None else now_s - here.recomputing_since_s
+    here.resuming, here.recomputing_since_s = False, None
+    return Resumed(request_id, here.tag.attempt, now_s - here.last_token_s, wait_s)
 
 
 def _waited(ready: Ready | None) -> bool:

@@ -81,15 +81,19 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
-class Recomputed:
-    """A request that came without its KV cache has its next token; `wait_s`: since it came."""
+class Resumed:
+    """A request that came from another instance has its next token.
+
+    `gap_s`: since its last token there. `wait_s`: since it came, if its KV cache had to be computed again.
+    """
 
     request_id: str
     attempt: int
-    wait_s: float
+    gap_s: float
+    wait_s: float = 0.0
 
 
-Item = Chunk | Notice | Moved | Unknown | Recomputed
+Item = Chunk | Notice | Moved | Unknown | Resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,8 @@ class Refused:
 class Landing:
     """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request.
 
-    `recompute`: it was running, and its KV cache does not come along. `begin_by_s`, on the node's monotonic clock:
+    `last_token_s` is the wall-clock time of the request's last token, None if it has none. `recompute`: it was running,
+    and its KV cache does not come along. `begin_by_s`, on the node's monotonic clock:
     later the source may have given up waiting, and its blocks, which parcels may only name, may be somebody else's.
     """
 
@@ -173,6 +178,7 @@ class Landing:
     first_block: int
     parcels: list[Parcel]
     final: FinalState
+    last_token_s: float | None = None
     recompute: bool = False
     begin_by_s: float | None = None
 

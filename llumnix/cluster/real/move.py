@@ -39,6 +39,7 @@ class Source(Protocol):
     after_step: list[Callable[[Engine], None]]
 
     def tag_of(self, request_id: str) -> Tag | None: ...
+    def last_token_s(self, request_id: str) -> float | None: ...
     def forget(self, request_id: str) -> None: ...
     def notice(
         self, kind: str, request_id: str | None, detail: str | None = None, instance_id: int | None = None
@@ -54,6 +55,7 @@ class _Frozen:
     blocks: int
     parcels: list[Parcel]
     final: FinalState
+    last_token_s: float | None
 
 
 class Move:
@@ -219,11 +221,12 @@ class Move:
 
     def _at_rest(self, engine: Engine, blocks: int) -> _Frozen:
         final = engine.final_state(self._request_id)
+        last_token_s = self._source.last_token_s(self._request_id)
         if self._recompute:
-            return _Frozen(0, [], replace(final, computed_tokens=0))
+            return _Frozen(0, [], replace(final, computed_tokens=0), last_token_s)
         first = self._machine.copied_blocks
         parcels = [] if self._accepted is None else self._read(engine, first, blocks - first)
-        return _Frozen(blocks, parcels, final)
+        return _Frozen(blocks, parcels, final, last_token_s)
 
     def _land(self, blocks: int) -> Action:
         """The last reservation, copy and commit in one message; the machine's next two actions find them done."""
@@ -235,6 +238,7 @@ class Move:
             self._first_missing(self._machine.copied_blocks),
             self._frozen.parcels,
             self._frozen.final,
+            self._frozen.last_token_s,
             self._recompute and bool(self._frozen.final.generated),
             None if self._distance is Distance.network else time.monotonic() + self._source.limits.copy_s / 2,
         )

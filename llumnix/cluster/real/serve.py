@@ -174,6 +174,7 @@ def _request_columns(workload: Workload, lives: Sequence[Life], start_s: float) 
         "preemption_loss_s": np.array([life.preemption_loss_s for life in lives], dtype=np.float64),
         "migrations": [life.migrations for life in lives],
         "migration_downtime_s": np.array([life.migration_downtime_s for life in lives], dtype=np.float64),
+        "migration_gap_s": np.array([life.migration_gap_s for life in lives], dtype=np.float64),
         "max_token_gap_s": np.array([gaps(life) for life in lives], dtype=np.float64),
         "exec_s": np.array([life.exec_s for life in lives], dtype=np.float64),
         "status": [_status(life) for life in lives],

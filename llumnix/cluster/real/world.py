@@ -49,7 +49,6 @@ class RayCluster:
         """
         self.namespace = f"llumnix-{uuid.uuid4().hex[:8]}"
         self.instances = [RayInstance(instance_id, self.namespace, limits) for instance_id in range(instances)]
-        self.dispatcher = RayDispatcher(self.namespace, limits)
         self._limits = limits
         self._on_loss = on_loss
         self._scheduler: ActorHandle[Any] | None = None
@@ -70,6 +69,7 @@ class RayCluster:
             instance.begin_run(record_steps=record_steps)
         self._scheduler = start_scheduler(self.namespace, scheduler, self._limits, len(self.instances))
         self._wait_for([self._scheduler])
+        self.dispatcher = RayDispatcher(self.namespace, self._limits)
         self.front_end = FrontEnd(self.instances, self.dispatcher, limits=self._limits, on_loss=self._on_loss)
         self.front_end.start()
         self._wait_for_reports()

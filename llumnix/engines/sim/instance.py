@@ -343,6 +343,9 @@ class SimInstance:
                 gap_ps = first_end_ps - request.last_token_ps
                 if gap_ps > request.max_gap_ps:
                     request.max_gap_ps = gap_ps
+                if request.moved:
+                    request.gap_ps += gap_ps
+                    request.moved = False
             self._fresh = []
         self._counter = counter + steps
         self._decoding = False
@@ -374,6 +377,9 @@ class SimInstance:
             if request.frozen_ps is not None:
                 request.downtime_ps += now_ps - request.frozen_ps
                 request.frozen_ps = None
+            if request.moved:
+                request.gap_ps += now_ps - request.last_token_ps
+                request.moved = False
             request.last_token_ps = now_ps
             if request.generated >= request.output_tokens:
                 self.free_blocks += -(-request.tokens // self._block_size)

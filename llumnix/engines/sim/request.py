@@ -24,6 +24,7 @@ class SimRequest:
         "finish_step",
         "first_token_ps",
         "frozen_ps",
+        "gap_ps",
         "generated",
         "instance_first",
         "instance_last",
@@ -32,6 +33,7 @@ class SimRequest:
         "last_token_ps",
         "max_gap_ps",
         "migrations",
+        "moved",
         "moving",
         "output_tokens",
         "preempted_ps",
@@ -67,6 +69,8 @@ class SimRequest:
         self.preemption_loss_ps = 0
         self.migrations = 0
         self.downtime_ps = 0
+        self.gap_ps = 0  # from the last token before a migration to the next, summed
+        self.moved = False  # and has had no token since
         self.frozen_ps: int | None = None  # since when it has had no step, if its KV cache is to be computed again
         self.moving = False
         self.instance_first: int | None = None

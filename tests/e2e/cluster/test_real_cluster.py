@@ -80,6 +80,13 @@ def test_quickstart_from_the_command_line(tmp_path: Path) -> None:
     assert kinds.count("preempt") == summary["preemptions"]
 
 
+def gpus() -> int:
+    """GPUs of this machine: the same tests run on them where there are any."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     options = VllmOptions(
@@ -99,7 +106,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         partial(build_engine, options, environment),
         Scheduler(),
         limits=Limits(control_s=20.0),
-        options=ActorOptions(num_cpus=0.5),
+        options=ActorOptions(num_cpus=0.5, num_gpus=min(1.0, gpus() / INSTANCES_UP)),
     ) as running_cluster:
         yield running_cluster
 
@@ -149,7 +156,7 @@ def test_requests_moved_between_processes_give_the_same_tokens(
     moved = [outcome for outcome in outcomes if outcome.moved]
     assert len(moved) >= len(SAMPLING)
     assert sum(stream.life.migrations for stream in streams) == len(moved)
-    assert {outcome.carrier for outcome in moved} == {"shared_memory (node)"}
+    assert {outcome.carrier for outcome in moved} == {"cuda_ipc (node)" if gpus() else "shared_memory (node)"}
 
 
 def test_nothing_is_left_behind(cluster: RayCluster, undisturbed: list[list[int]]) -> None:
