@@ -27,16 +27,17 @@ def copy(sources: Any, source_rows: Any, targets: Any, rows: Any, row_words: int
     _kernel[(PROGRAMS,)](sources, source_rows, targets, rows, *sizes, CHUNK=CHUNK_WORDS, num_warps=8)
 
 
-def _copy_rows(
-    sources: Any,
-    source_rows: Any,
-    targets: Any,
-    rows: Any,
-    row_words: Any,
-    row_count: Any,
-    layer_count: Any,
-    CHUNK: tl.constexpr,  # noqa: N803  Triton's way to write a constant
-) -> None:
+# Triton reads annotations as part of its language, and knows none but that of constants.
+def _copy_rows(  # type: ignore[no-untyped-def]
+    sources,
+    source_rows,
+    targets,
+    rows,
+    row_words,
+    row_count,
+    layer_count,
+    CHUNK: tl.constexpr,  # noqa: N803
+):
     chunks = tl.cdiv(row_words, CHUNK)
     for item in range(tl.program_id(0), layer_count * row_count * chunks, tl.num_programs(0)):
         row = item // chunks % row_count
