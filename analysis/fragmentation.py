@@ -14,7 +14,7 @@ from analysis import load
 
 
 def blocked_heads(run: Mapping[str, Any]) -> pd.DataFrame:
-    """The samples of a run while requests arrive, with `blocked_blocks`: the demand of a head of line that cannot start.
+    """The samples while requests arrive, with `blocked_blocks`: the demand of a head of line that cannot start.
 
     A first waiting request is blocked if its instance has fewer free blocks, above its watermark, than it needs; one
     that only waits for the step under way to end is not.

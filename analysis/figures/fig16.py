@@ -21,19 +21,19 @@ LABELS = {"per_instance": "Llumnix", "centralized": "Centralized"}
 COLOURS = {"Llumnix": SERIES["Llumnix"].colour, "Centralized": PALETTE[0]}
 MARKERS = "o^sDv"
 METRICS = {
-    "Stall Mean": ("scheduling_stall_mean_s", "s"),
-    "Stall P99": ("scheduling_stall_p99_s", "s"),
-    "Slowdown": ("iteration_slowdown", "x"),
-    "Scheduler Busy": ("scheduler_busy_share", "share"),
-    "Dispatch P99": ("dispatch_p99_s", "s"),
+    "Stall Mean": ("scheduling_stall_mean_s", 1000.0, "ms"),
+    "Stall P99": ("scheduling_stall_p99_s", 1000.0, "ms"),
+    "Slowdown": ("iteration_slowdown", 1.0, "x"),
+    "Scheduler Busy": ("scheduler_busy_share", 1.0, "share"),
+    "Dispatch P99": ("dispatch_p99_s", 1000.0, "ms"),
 }
-"""Column of the figure -> key of summary.json, unit."""
+"""Column of the figure -> key of summary.json, factor, unit."""
 PAPER_INSTANCES = 64
 
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per metric and run: against instances for each rate of an instance, and at 64 against the whole rate."""
-    rows = [row for run in runs.to_dict("records") for row in _of_run(run)]
+    rows = [row for run in load.rows(runs) for row in _of_run(run)]
     frame = pd.DataFrame(rows).assign(figure=EXPERIMENT)
     return frame.sort_values(["metric", "order", "series", "x"], ignore_index=True).drop(columns="order")
 
@@ -43,13 +43,15 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
     figure = Figure(figsize=(14.5, 4.6), layout="constrained")
     stall, slowdown, busy = figure.subplots(1, 3)
     scaled = points[points["row"] != _at_64()]
-    _lines(stall, scaled[scaled["metric"] == "Stall Mean"], 1000)
+    _lines(stall, scaled[scaled["metric"] == "Stall Mean"], 1)
     _lines(slowdown, scaled[scaled["metric"] == "Slowdown"], 1)
     _lines(busy, scaled[scaled["metric"] == "Scheduler Busy"], 100)
     stall.set_yscale("log")
     stall.axhline(40, color=GREY, ls=":", lw=1)
-    stall.text(1.0, 40, "paper, centralized, 64 instances: up to 40 ms", transform=stall.get_yaxis_transform(), ha="right",
-               va="bottom", color=GREY, fontsize=9)  # fmt: skip
+    stall.text(
+        0.02, 38, "paper, centralized, 64 instances: up to 40 ms", transform=stall.get_yaxis_transform(), va="top",
+        color=GREY, fontsize=9,
+    )  # fmt: skip
     stall.set(title="Stall after an iteration", ylabel="Mean stall (ms)")
     slowdown.set(title="Slow-down of an iteration", ylabel="(step + stall) / step", ylim=(0.9, None))
     busy.set(title="Scheduler's process", ylabel="Processor busy (%)", ylim=(0, 105))
@@ -66,7 +68,7 @@ def _at_64() -> str:
     return f"{PAPER_INSTANCES} instances"
 
 
-def _of_run(run: dict[Any, Any]) -> list[dict[str, Any]]:
+def _of_run(run: dict[str, Any]) -> list[dict[str, Any]]:
     instances, rate = int(run["config.cluster.instances"]), float(run["qps"])
     each = rate / instances
     places = [(f"{each:g} requests/s per instance", "instances", float(instances), each)]
@@ -79,13 +81,13 @@ def _of_run(run: dict[Any, Any]) -> list[dict[str, Any]]:
             "series": LABELS[run["config.engine.scheduling"]],
             "x_name": x_name,
             "x": x,
-            "value": run[key],
+            "value": factor * run[key],
             "unit": unit,
             "replicate": load.replicate(run),
             "order": order,
         }
         for row, x_name, x, order in places
-        for metric, (key, unit) in METRICS.items()
+        for metric, (key, factor, unit) in METRICS.items()
     ]
 
 

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.stub.process import Asked, Reply
@@ -81,7 +82,7 @@ class StubCluster(ABC):
     def run(self, progress: Progress | None = None) -> None:
         """Serve every request to its end."""
         for request_id, request in enumerate(self.requests):
-            self.at(request.arrival_ps, lambda now_ps, request_id=request_id: self.arrived(request_id, now_ps))
+            self.at(request.arrival_ps, partial(self.arrived, request_id))
         if self._round_ps is not None:
             self.at(self._round_ps, self._round)
         total, tick = len(self.requests), max(1, len(self.requests) // 100)

@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("<Q")
 PROGRAMS = {program.__name__: program for program in (CentralScheduler, GlobalScheduling)}
 
 
-class SchedulerLost(LlumnixError):
+class SchedulerLost(LlumnixError):  # noqa: N818  says what happened, not what went wrong here
     """The scheduler's process has ended before its time."""
 
 

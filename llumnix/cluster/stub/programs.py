@@ -1,7 +1,7 @@
 """The two programs that Figure 16 compares: what runs in the scheduler's process, and the messages to it.
 
-CentralScheduler holds all requests of all instances and plans every step of each. GlobalScheduling is the control of the
-Ray cluster, fed with the reports that instances with their own schedulers send. Both dispatch by the same policy.
+CentralScheduler holds all requests of all instances and plans every step of each. GlobalScheduling is the control of
+the Ray cluster, fed with the reports of instances that have their own schedulers. Both dispatch by the same policy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Iteration-level scheduling of one instance, token by token and block by block, as an engine has to do it.
 
 The rules are those of vLLM 0.1.x, which llumnix.engines.sim follows in closed form; this is the program whose running
-time is measured, so it keeps block tables and tokens as lists and touches every request in every iteration. A test holds
-the two against each other. It knows no model and no clock, and neither priorities nor migration.
+time is measured, so it keeps block tables and tokens as lists and touches every request in every iteration. A test
+holds the two against each other. It knows no model and no clock, and neither priorities nor migration.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class BatchScheduler:
         self._waiting_tokens += prompt_tokens
 
     def next_step(self, outputs: Iterable[tuple[int, int]]) -> Plan | None:
-        """Take the (request, token) pairs of the step that has ended and plan the next one; None if nothing is to do."""
+        """Take the (request, token) pairs of the step that has ended and plan the next one, None if there is none."""
         for request_id, token in outputs:
             sequence = self._in_step[request_id]
             sequence.tokens.append(token)

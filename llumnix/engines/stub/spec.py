@@ -13,8 +13,8 @@ from llumnix.errors import ConfigError
 class Scheduling(StrEnum):
     """Who decides what is in an instance's next step.
 
-    per_instance: a scheduler of its own, as in Llumnix; the global scheduler only gets reports. centralized: one process
-    that holds all requests of all instances, and that every instance waits for in every iteration.
+    per_instance: a scheduler of its own, as in Llumnix; the global scheduler only gets reports. centralized: one
+    process that holds all requests of all instances, and that every instance waits for in every iteration.
     """
 
     per_instance = "per_instance"
@@ -31,5 +31,7 @@ class StubEngine(EngineSpec):
 
     def __post_init__(self) -> None:
         EngineSpec.__post_init__(self)
+        if self.record_steps:
+            raise ConfigError("engine=stub computes no steps and records none: leave out engine.record_steps.")
         if not 0 <= self.warm_up_s < math.inf:
             raise ConfigError(f"engine.warm_up_s must not be negative, got {self.warm_up_s}.")
