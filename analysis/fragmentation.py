@@ -23,7 +23,9 @@ def blocked_heads(run: Mapping[str, Any]) -> pd.DataFrame:
     instances = instances[instances["time_s"] <= load.table(run["directory"], "requests")["arrival_s"].max()]
     watermark = (run["config.cluster.watermark_fraction"] * instances["total_blocks"]).astype(int)
     blocked = instances["head_blocks"] > instances["free_blocks"] - watermark
-    return instances.assign(blocked_blocks=instances["head_blocks"].where(blocked & (instances["head_blocks"] > 0), 0))
+    demand = instances["head_blocks"].where(blocked & (instances["head_blocks"] > 0), 0)
+    samples: pd.DataFrame = instances.assign(blocked_blocks=demand)
+    return samples
 
 
 def over_time(samples: pd.DataFrame) -> pd.DataFrame:

@@ -93,7 +93,8 @@ def _of_run(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _lines(ax: Axes, points: pd.DataFrame, factor: float) -> None:
     markers = dict(zip(dict.fromkeys(points["row"]), MARKERS, strict=False))
-    for (row, series), line in points.groupby(["row", "series"], sort=False):
+    for keys, line in points.groupby(["row", "series"], sort=False):
+        row, series = map(str, keys)
         half = factor * (line["ci_high"] - line["value"])
         ax.errorbar(
             line["x"],

@@ -6,6 +6,7 @@ so does turning messages into bytes; a network does not.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 import subprocess
@@ -57,7 +58,8 @@ class SchedulerProcess:
     ) -> None:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died with a message unread
+            self._child.stdin.close()
         try:
             self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:

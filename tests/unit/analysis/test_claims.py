@@ -208,7 +208,7 @@ def test_the_report_shows_both_readings_the_point_and_the_verdict() -> None:
     assert "10 reproduced, 0 partly, 0 not, 6 not run." in lines
     assert "5.40 s" in text
 
-    content = json.loads(to_json("fig11", results))
+    content = json.loads(to_json("fig11", {"title": "Figure 11"}, results))
     assert [each["id"] for each in content["claims"]] == [each.id for each in claims_of("fig11")]
     by_id = {each["id"]: each for each in content["claims"]}
     assert by_id["real.round_robin.prefill_p99"]["value"] is None

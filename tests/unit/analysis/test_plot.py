@@ -145,9 +145,11 @@ def test_runs_of_other_traces_and_without_results_are_no_points(
     ("words", "said"),
     [
         (["fig=11"], "python -m runners.serve experiment=fig11"),
-        (["fig=all"], "python -m runners.serve experiment=fig11"),
+        (["fig=all"], "python -m runners.serve experiment=fig03"),
+        (["fig=3"], "python -m runners.serve experiment=fig03"),
+        (["fig=03"], "python -m runners.serve experiment=fig03"),
         (["fig=11", "num_requests=200"], "python -m runners.serve experiment=fig11 num_requests=200"),
-        (["fig=12"], "fig=11"),
+        (["fig=99"], "fig=11"),
         ([], "fig=11"),
         (["figure=11"], "fig"),
         (["11"], "key=value"),
