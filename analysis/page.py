@@ -34,7 +34,7 @@ class Entry:
 
 
 def entries(folders: list[Path]) -> list[Entry]:
-    """The figures in these folders, by name; a folder holds <name>.png and <name>.claim.json for each of its figures."""
+    """The figures in these folders, by name; each has <name>.png and <name>.claim.json in one of them."""
     found = [path for folder in folders for path in folder.glob("*.claim.json")]
     return [_entry(path) for path in sorted(found, key=lambda path: path.name) if _picture(path).exists()]
 

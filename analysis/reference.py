@@ -1,7 +1,7 @@
 """`python -m analysis.reference`: keep the results of figures for the repository, small, with one page of all.
 
-Takes CSV, claims and picture of every figure from outputs/<experiment>/figures to outputs/reference/<figure>, the picture
-reduced, and writes outputs/reference/index.html over all that is there.
+Takes CSV, claims and picture of every figure from outputs/<experiment>/figures to outputs/reference/<figure>, with the
+picture reduced, and writes outputs/reference/index.html over all that is there.
 """
 
 from __future__ import annotations

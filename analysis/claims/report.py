@@ -36,8 +36,12 @@ def to_json(figure: str, about: Mapping[str, object], results: Sequence[Result])
 def row_of_record(record: Mapping[str, Any]) -> dict[str, str]:
     """The row of the table that one record of figNN.claim.json stands for, by heading."""
     known = {f.name for f in fields(Claim)}
-    claim = {key: tuple(value) if key == "rows" else value for key, value in record.items() if key in known}
-    found = {key: math.nan if value is None else value for key, value in record.items() if key not in known}
+    claim: dict[str, Any] = {
+        key: tuple(value) if key == "rows" else value for key, value in record.items() if key in known
+    }
+    found: dict[str, Any] = {
+        key: math.nan if value is None else value for key, value in record.items() if key not in known
+    }
     claim["kind"], found["verdict"] = Kind(claim["kind"]), Verdict(found["verdict"])
     return dict(zip(HEAD, _cells(Result(claim=Claim(**claim), **found)), strict=True))
 

@@ -121,8 +121,7 @@ def test_a_scheduler_that_dies_is_one_sentence() -> None:
         process._child.kill()
         process._child.wait()
         with pytest.raises(SchedulerLost, match="the same command tries again"):
-            for _ in range(3):
-                process.ask(Round(0.0))
+            process.ask(Round(0.0))
 
 
 @pytest.mark.parametrize("scheduling", list(Scheduling))
@@ -133,7 +132,7 @@ def test_a_run_leaves_whole_records_and_its_statistics(scheduling: Scheduling) -
     assert (result.requests["end_s"] > result.requests["first_token_s"]).all()
     assert len(result.events["time_s"]) == 20
     assert result.counters["iterations"] > 0
-    assert 0 < result.scalars["scheduler_busy_share"]
+    assert result.scalars["scheduler_busy_share"] > 0
 
 
 @pytest.mark.parametrize(

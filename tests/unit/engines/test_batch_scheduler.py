@@ -24,7 +24,9 @@ from llumnix.request import Workload
 BLOCKS = 24
 SPEC = ClusterSpec(instances=1, block_size_tokens=4, kv_blocks=BLOCKS, max_num_seqs=6, max_num_batched_tokens=64)
 COST = CostModel(
-    StepCost(decode_base_ms=20, decode_per_request_ms=1, decode_per_token_ms=0.1, prefill_per_token_ms=0.5, step_gap_ms=2),
+    StepCost(
+        decode_base_ms=20, decode_per_request_ms=1, decode_per_token_ms=0.1, prefill_per_token_ms=0.5, step_gap_ms=2
+    ),
     1,
 )
 SCHEDULER = Scheduler(dispatch=DispatchRule.round_robin)
@@ -100,4 +102,8 @@ def test_the_report_counts_what_waits(waiting: int) -> None:
     for request_id in range(waiting):
         batch.add(request_id, 10 + request_id, 5)
     load = batch.load()
-    assert (load.waiting, load.waiting_tokens, load.head_tokens) == (waiting, 33 if waiting else 0, 10 if waiting else 0)
+    assert (load.waiting, load.waiting_tokens, load.head_tokens) == (
+        waiting,
+        33 if waiting else 0,
+        10 if waiting else 0,
+    )
