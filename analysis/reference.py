@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python -m analysis.reference fig=3,12      two of them; the page shows all that are kept
 """
 SUFFIXES = (".csv", ".claim", ".claim.json")
-WIDTH, COLOURS = 2100, 128
+WIDTH, COLOURS = 1800, 64
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def _small(picture: Path) -> bytes:
         if image.width > WIDTH:
             reduced = reduced.resize((WIDTH, height), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        reduced.quantize(COLOURS).save(buffer, format="png", optimize=True)
+        reduced.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
