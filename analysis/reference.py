@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python -m analysis.reference fig=3,12      two of them; the page shows all that are kept
 """
 SUFFIXES = (".csv", ".claim", ".claim.json")
-WIDTH, COLOURS = 1800, 64
+WIDTH, COLOURS = 1800, 256
 
 
 def main(argv: Sequence[str] | None = None) -> None:
