@@ -14,7 +14,7 @@ from analysis import load
 
 
 def blocked_heads(run: Mapping[str, Any]) -> pd.DataFrame:
-    """The samples of a run while requests arrive, with `blocked_blocks`: the demand of a head of line that cannot start.
+    """The samples while requests arrive, with `blocked_blocks`: the demand of a head of line that cannot start.
 
     A first waiting request is blocked if its instance has fewer free blocks, above its watermark, than it needs; one
     that only waits for the step under way to end is not.
@@ -23,7 +23,9 @@ def blocked_heads(run: Mapping[str, Any]) -> pd.DataFrame:
     instances = instances[instances["time_s"] <= load.table(run["directory"], "requests")["arrival_s"].max()]
     watermark = (run["config.cluster.watermark_fraction"] * instances["total_blocks"]).astype(int)
     blocked = instances["head_blocks"] > instances["free_blocks"] - watermark
-    return instances.assign(blocked_blocks=instances["head_blocks"].where(blocked & (instances["head_blocks"] > 0), 0))
+    demand = instances["head_blocks"].where(blocked & (instances["head_blocks"] > 0), 0)
+    samples: pd.DataFrame = instances.assign(blocked_blocks=demand)
+    return samples
 
 
 def over_time(samples: pd.DataFrame) -> pd.DataFrame:

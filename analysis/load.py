@@ -59,10 +59,14 @@ def table(directory: Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(directory / f"{name}.parquet")
 
 
+def rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The runs one by one."""
+    return [{str(key): value for key, value in run.items()} for run in runs.to_dict("records")]
+
+
 def first_run(runs: pd.DataFrame) -> dict[str, Any]:
     """The run of the lowest seed and repeat: the one whose course over time a figure shows."""
-    found: dict[str, Any] = runs.sort_values(["seed", "repeat"]).iloc[0].to_dict()
-    return found
+    return rows(runs.sort_values(["seed", "repeat"]).head(1))[0]
 
 
 def replicate(run: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """`python -m analysis.plot fig=11`: from finished runs to a figure, its numbers, and the claims checked against them.
 
-Writes figNN.png, .pdf, .csv, .claim and .claim.json to outputs/<experiment>/figures/, each whole or not at all.
+Writes figNN.png, .pdf, .csv, .claim and .claim.json to outputs/<experiment>/figures/, each whole or not at all; with
+fig=all also one page of all figures, outputs/index.html.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,17 +16,18 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, load, select, style, words
+from analysis import figures, load, page, select, style, words
 from analysis.claims.claim import claims_of
 from analysis.claims.evaluate import evaluate
 from analysis.claims.report import to_json, to_text
+from analysis.files import replacing
 from analysis.points import aggregate, missing, paper_points, to_csv
 
 DESCRIPTION = "Draw a figure of finished runs, write its numbers, and check the paper's claims against them."
 KEYS = ["fig", "outputs", "num_requests", "seed", "repeat", "engine"]
 EXAMPLES = """examples:
   python -m analysis.plot fig=11                       the runs of outputs/fig11/runs -> outputs/fig11/figures/
-  python -m analysis.plot fig=all                      every figure that has runs
+  python -m analysis.plot fig=all                      every figure that has runs, and outputs/index.html with all
   python -m analysis.plot fig=11 num_requests=200      only runs of 200 requests
   python -m analysis.plot fig=11 outputs=/data/out     runs and figures elsewhere
 """
@@ -52,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         for problem in problems:
             words.console().print(problem, markup=False)
+        _write_page(outputs)
+
+
+def _write_page(outputs: Path) -> None:
+    """The page of all figures under `outputs`, those that were drawn before included."""
+    index = outputs / "index.html"
+    try:
+        page.write(index, page.entries(sorted(outputs.glob("*/figures"))))
+    except OSError as error:
+        words.stop(f"Cannot write {index}: {error.strerror}; choose another place with outputs=DIR.")
+    words.console().print(str(index), markup=False)
 
 
 def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) -> str:
@@ -82,14 +94,21 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
     with mpl.rc_context(style.SETTINGS):
         figure = module.draw(points, paper, synthetic)
         files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
+    about = {
+        "title": (module.__doc__ or name).splitlines()[0].rstrip("."),
+        "made_by": [_serve_command(module.EXPERIMENT, runs, wanted), f"python -m analysis.plot fig={name[3:]}"],
+        "runs": len(runs),
+        "notes": notes,
+    }
     title = f"Claims about {name}, judged on {len(runs)} runs"
     files |= {
         ".csv": to_csv(points).encode(),
         ".claim": to_text(title, notes, results).encode(),
-        ".claim.json": to_json(name, results).encode(),
+        ".claim.json": to_json(name, about, results).encode(),
     }
     folder = outputs / module.EXPERIMENT / "figures"
-    _write(folder, name, files)
+    for suffix, content in files.items():
+        _write(folder / f"{name}{suffix}", content)
     for note in notes:
         console.print(note, markup=False)
     console.print(f"{folder / name}{{{','.join(files)}}}", markup=False)
@@ -116,15 +135,21 @@ def _render(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _write(folder: Path, name: str, files: dict[str, bytes]) -> None:
+def _serve_command(experiment: str, runs: pd.DataFrame, wanted: dict[str, str]) -> str:
+    """The command that makes these runs: seeds and repeats are those that are there."""
+    command = f"python -m runners.serve experiment={experiment}"
+    for key in ("seed", "repeat"):
+        values = sorted(runs[key].unique())
+        if values != [0]:
+            command += f" {key}={','.join(map(str, values))}"
+    return command + "".join(f" {key}={value}" for key, value in wanted.items() if key not in ("seed", "repeat"))
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, content in files.items():
-            temporary = folder / f".{name}{suffix}.{os.getpid()}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / f"{name}{suffix}")
+        replacing(path, content)
     except OSError as error:
-        words.stop(f"Cannot write to {folder}: {error.strerror}; choose another place with outputs=DIR.")
+        words.stop(f"Cannot write to {path.parent}: {error.strerror}; choose another place with outputs=DIR.")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ def of_one_setting(runs: pd.DataFrame, varied: Collection[str] = ()) -> tuple[pd
     """The runs that differ only in what a figure varies, and a sentence for each choice that had to be made.
 
     Runs may differ in qps, cv, seed and repeat, in the keys and groups of `varied`, and in trace, arrivals and
-    scheduler, whose own fields may differ from one trace or scheduler to the next but not within it. Where settings differ otherwise, those with the most requests
-    asked for over all their runs are kept; of equals, the latest.
+    scheduler, whose own fields may differ from one trace or scheduler to the next but not within it. Where settings
+    differ otherwise, those with the most requests asked for over all their runs are kept; of equals, the latest.
     """
     notes: list[str] = []
     free = tuple(f"config.{key}" for key in varied)

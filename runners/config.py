@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from llumnix import arrivals, traces
 from llumnix.cluster.real.spec import RayOptions, RealEngine
@@ -17,6 +17,7 @@ from llumnix.cluster.spec import ClusterSpec
 from llumnix.config import Gpu, Model
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.engines.spec import EngineSpec
+from llumnix.engines.stub.spec import StubEngine
 from llumnix.errors import ConfigError
 from llumnix.policies.spec import Scheduler
 
@@ -68,16 +69,24 @@ class ServeConfig:
             raise ConfigError(f"high_priority_fraction must be in [0, 1], got {self.high_priority_fraction}.")
 
 
+def times(a: float, b: float) -> float:
+    """${times:a,b} in a configuration: for a size that grows with another. Whole numbers stay whole: 2 * 1.5 is 3."""
+    product = a * b
+    return int(product) if product == int(product) else product
+
+
 def register() -> None:
     """Make the schemas known to Hydra.
 
     ServeConfig holds those of all groups but the ones whose options differ in kind; each of these options names its own
     schema, schema/<group>/<kind>, in its defaults.
     """
+    OmegaConf.register_new_resolver("times", times, replace=True)
     store = ConfigStore.instance().store
     store("serve_schema", ServeConfig)
     store("sim", SimEngine, group="schema/engine")
     store("vllm", RealEngine, group="schema/engine")
+    store("stub", StubEngine, group="schema/engine")
     store("generated", traces.GeneratedTrace, group="schema/trace")
     store("fixed", traces.FixedTrace, group="schema/trace")
     store("quantile", traces.QuantileTrace, group="schema/trace")

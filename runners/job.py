@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llumnix.cluster.real.spec import RealEngine
 from llumnix.engines.sim.spec import SimEngine
+from llumnix.engines.stub.spec import StubEngine
 from llumnix.errors import ConfigError, LlumnixError
 from runners import provenance
 from runners.command_line import one_sentence
@@ -101,8 +102,10 @@ def perform(config: ServeConfig, progress: Progress | None) -> tuple[Workload, R
             return requests, _simulate(config, config.engine, requests, progress)
         case RealEngine():
             return requests, _serve(config, config.engine, requests, progress)
+        case StubEngine():
+            return requests, _serve_stub(config, config.engine, requests, progress)
         case other:
-            raise ConfigError(f"engine={other.name} is of no known kind: type engine=sim or engine=vllm.")
+            raise ConfigError(f"engine={other.name} is of no known kind: type engine=sim, engine=vllm or engine=stub.")
 
 
 def _simulate(config: ServeConfig, engine: SimEngine, requests: Workload, progress: Progress | None) -> RunResult:
@@ -138,6 +141,14 @@ def _warm_engines() -> WarmEngines:
     engines = WarmEngines()
     atexit.register(engines.close)
     return engines
+
+
+def _serve_stub(config: ServeConfig, engine: StubEngine, requests: Workload, progress: Progress | None) -> RunResult:
+    from llumnix.cluster.stub.run import serve_stub
+    from llumnix.engines.sim.cost import CostModel
+
+    cost = CostModel(config.gpu.cost_of(config.model), config.model.kv_bytes_per_token)
+    return serve_stub(requests, config.cluster, engine, cost, config.scheduler, progress=progress)
 
 
 def _run(config: ServeConfig, asked: dict[str, Any], root: Path, progress: Progress | None) -> Outcome:
@@ -210,7 +221,7 @@ def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunRes
     record.write_table(part / "instances.parquet", record.INSTANCES, result.instances, same_for_all)
     if result.steps is not None:
         record.write_table(part / "steps.parquet", record.STEPS, result.steps, same_for_all)
-    record.write_json(part / SUMMARY, metrics.summarize(result.requests))
+    record.write_json(part / SUMMARY, metrics.summarize(result.requests) | result.scalars)
     workload = {
         "label": requests.label,
         "synthetic": requests.synthetic,

@@ -110,7 +110,9 @@ class Claim:
         return self._within(ABSOLUTE, measured)
 
     def _within(self, factor: float, measured: float) -> bool:
-        return 1 / factor <= measured / self.expected <= factor
+        """Within a factor of the paper's; of a plain ratio only what it has beyond 1x counts, since 1x is no effect."""
+        nothing = 1.0 if self.kind in PLAIN_VALUE and self.unit == "x" else 0.0
+        return 1 / factor <= (measured - nothing) / (self.expected - nothing) <= factor
 
     def show(self, value: float) -> str:
         """A value of this claim as the paper would print it."""

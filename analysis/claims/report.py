@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
-from analysis.claims.claim import Verdict
+from analysis.claims.claim import Claim, Kind, Verdict
 from analysis.claims.evaluate import Result
 
 HEAD = ("claim", "paper", "its points", "measured [95 % interval]", "n", "point", "typical (its points)", "verdict")
@@ -26,10 +27,23 @@ def to_text(title: str, notes: Sequence[str], results: Sequence[Result]) -> str:
     return "\n".join([*lines, *(["", "Other published readings:", *other] if other else []), ""])
 
 
-def to_json(figure: str, results: Sequence[Result]) -> str:
-    """All fields of all results; numbers that do not exist are null."""
-    content = {"figure": figure, "claims": [_record(result) for result in results]}
+def to_json(figure: str, about: Mapping[str, object], results: Sequence[Result]) -> str:
+    """What is to be said `about` the figure, and all fields of all results; numbers that do not exist are null."""
+    content = {"figure": figure, **about, "claims": [_record(result) for result in results]}
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def row_of_record(record: Mapping[str, Any]) -> dict[str, str]:
+    """The row of the table that one record of figNN.claim.json stands for, by heading."""
+    known = {f.name for f in fields(Claim)}
+    claim: dict[str, Any] = {
+        key: tuple(value) if key == "rows" else value for key, value in record.items() if key in known
+    }
+    found: dict[str, Any] = {
+        key: math.nan if value is None else value for key, value in record.items() if key not in known
+    }
+    claim["kind"], found["verdict"] = Kind(claim["kind"]), Verdict(found["verdict"])
+    return dict(zip(HEAD, _cells(Result(claim=Claim(**claim), **found)), strict=True))
 
 
 def _cells(result: Result) -> tuple[str, ...]:

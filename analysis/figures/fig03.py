@@ -31,7 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per number and run; memory over time and the losses of single requests from the first run."""
-    rows = [row for run in runs.to_dict("records") for row in _of_run(run)]
+    rows = [row for run in load.rows(runs) for row in _of_run(run)]
     first = load.first_run(runs)
     rows += [*_memory_over_time(first), *_losses(first)]
     return pd.DataFrame(rows).assign(figure=EXPERIMENT, row="M-M", series=SERIES)
@@ -95,16 +95,16 @@ def _memory_in_use(run: dict[str, Any]) -> pd.DataFrame:
     instances = load.table(run["directory"], "instances")
     last_s = load.table(run["directory"], "requests")["arrival_s"].max()
     instances = instances[instances["time_s"] <= last_s]
-    return instances.assign(value=1 - instances["free_blocks"] / instances["total_blocks"])[["time_s", "value"]]
+    in_use = 1 - instances["free_blocks"] / instances["total_blocks"]
+    return pd.DataFrame({"time_s": instances["time_s"], "value": in_use})
 
 
 def _memory_over_time(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
     in_use = _memory_in_use(run)
     binned = in_use.groupby(in_use["time_s"] // BIN_S * BIN_S)["value"].mean()
     for time_s, value in binned.items():
-        yield {
-            "metric": "Memory In Use", "x_name": "time_s", "x": time_s, "value": value, "unit": "share", "replicate": "",
-        }  # fmt: skip
+        at = {"metric": "Memory In Use", "x_name": "time_s", "x": time_s}
+        yield {**at, "value": value, "unit": "share", "replicate": ""}
 
 
 def _losses(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,17 +112,18 @@ def _losses(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
     losses = zip(preempted["preemption_loss_s"], preempted["preemptions"], strict=True)
     for rank, (loss_s, times) in enumerate(losses, start=1):
         name = f"preempted {'once' if times == 1 else 'more than once'}"
-        yield {
-            "metric": "Preemption Loss", "x_name": name, "x": float(rank), "value": loss_s, "unit": "s", "replicate": "",
-        }  # fmt: skip
+        at = {"metric": "Preemption Loss", "x_name": name, "x": float(rank)}
+        yield {**at, "value": loss_s, "unit": "s", "replicate": ""}
 
 
 def _draw_memory(ax: Axes, over_time: pd.DataFrame, mean: float) -> None:
     ax.fill_between(over_time["x"], 100 * over_time["value"], step="post", color=BLUE, alpha=0.25, lw=0)
     ax.step(over_time["x"], 100 * over_time["value"], where="post", color=BLUE, lw=1.0)
     ax.axhline(100 * mean, color=GREY, ls="--", lw=1.2)
-    ax.text(0.99, 100 * mean + 1, f"mean {100 * mean:.0f} % (paper 62 %)", transform=ax.get_yaxis_transform(), ha="right",
-            color=GREY, bbox={"fc": "white", "ec": "none", "pad": 1.0, "alpha": 0.8})  # fmt: skip
+    ax.text(
+        0.99, 100 * mean + 1, f"mean {100 * mean:.0f} % (paper 62 %)", transform=ax.get_yaxis_transform(), ha="right",
+        color=GREY, bbox={"fc": "white", "ec": "none", "pad": 1.0, "alpha": 0.8},
+    )  # fmt: skip
     ax.set(title="Memory", xlabel="Time (s)", ylabel="KV blocks in use (%)", ylim=(0, 103))
 
 
@@ -136,8 +137,8 @@ def _draw_latency(ax: Axes, latency: pd.DataFrame, loss: pd.DataFrame) -> None:
     half = 1000 * (latency["ci_high"] - latency["value"]).to_numpy()
     if np.isfinite(half).any():
         ax.errorbar(names, 1000 * latency["value"], half, fmt="none", ecolor="black", capsize=3, lw=1)
-    for name, value in zip(names, latency["value"], strict=True):
-        ax.text(name, 1000 * value, f"{value / latency['value'].iloc[0]:.1f}x", ha="center", va="bottom", fontsize=9.5)
+    for place, value in enumerate(latency["value"]):
+        ax.text(place, 1000 * value, f"{value / latency['value'].iloc[0]:.1f}x", ha="center", va="bottom", fontsize=9.5)
     ax.set(title="Decode latency of requests", ylabel="Mean time per token (ms)")
     ax.margins(y=0.12)
     ax.grid(axis="x", visible=False)

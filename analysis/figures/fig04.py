@@ -27,7 +27,7 @@ def samples(runs: pd.DataFrame) -> pd.DataFrame:
     All prompts are prefilled before the first decode step. The request that is prefilled last then has two tokens with
     nothing but that step between them. Left out are batches that do not fit into memory, and so end in several steps.
     """
-    rows = [row for run in runs.to_dict("records") if (row := _step(run)) is not None]
+    rows = [row for run in load.rows(runs) if (row := _step(run)) is not None]
     steps = pd.DataFrame(rows).sort_values(["row", "length", "x"], key=_in_order)
     by_length = steps.groupby(["row", "length", "replicate"], sort=False)["value"]
     gap = (by_length.max() / by_length.min()).reset_index().rename(columns={"length": "x"})

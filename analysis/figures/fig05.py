@@ -20,7 +20,7 @@ EVERY_S = 5.0
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """The share of instants with enough memory, of each run; the course over time of the first run."""
-    rows = [row for run in runs.to_dict("records") for row in _enough(run)]
+    rows = [row for run in load.rows(runs) for row in _enough(run)]
     rows += _course(load.first_run(runs))
     return pd.DataFrame(rows).assign(figure=EXPERIMENT, row="M-M")
 

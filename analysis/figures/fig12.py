@@ -24,7 +24,7 @@ EVERY_S = 2.0
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """The mean over time of each run; the course of the first run of each series at one rate."""
     known = runs[runs["config.scheduler.label"].isin(SERIES)]
-    rows = [_mean(run) for run in known.to_dict("records")]
+    rows = [_mean(run) for run in load.rows(known)]
     for _, of_series in known[known["qps"] == SHOWN_RATE].groupby("config.scheduler.label"):
         rows += _course(load.first_run(of_series))
     return pd.DataFrame(rows).assign(figure=EXPERIMENT, row="M-M", unit="share").sort_values(

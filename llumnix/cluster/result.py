@@ -10,10 +10,14 @@ Columns = dict[str, Any]
 
 @dataclass(slots=True)
 class RunResult:
-    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand."""
+    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand.
+
+    `scalars` are numbers for summary.json that cannot be had from the tables, with their units in the names.
+    """
 
     requests: Columns
     events: Columns
     instances: Columns
     steps: Columns | None = None
     counters: dict[str, int] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)

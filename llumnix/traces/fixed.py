@@ -1,4 +1,4 @@
-"""Requests that are all alike, for measurements where lengths are to be what is set and nothing else. No arrivals here."""
+"""Requests that are all alike: lengths are what is set and nothing else. No arrivals here."""
 
 from __future__ import annotations
 

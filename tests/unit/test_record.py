@@ -20,7 +20,7 @@ DESIGNED = {
     "priority, instance_first, instance_last, preemptions, preemption_loss_s, migrations, migration_downtime_s, "
     "migration_gap_s, max_token_gap_s, exec_s, status, error",
     "EVENTS": "time_s, kind, instance_id, request_id, detail",
-    "INSTANCES": "time_s, instance_id, running, waiting, free_blocks, total_blocks, freeness, draining",
+    "INSTANCES": "time_s, instance_id, running, waiting, free_blocks, total_blocks, head_blocks, freeness, draining",
 }
 METADATA = {"run_id": "abc", "config": {"qps": 1.5}}
 
@@ -66,6 +66,7 @@ def test_numbers_keep_nan_as_null_infinity_as_such_and_booleans(tmp_path: Path) 
         "waiting": [0, 0, 0],
         "free_blocks": [-1, 0, 5],
         "total_blocks": [9, 9, 9],
+        "head_blocks": [0, 3, 0],
         "freeness": np.array([np.inf, np.nan, -2.5]),
         "draining": [False, True, False],
     }

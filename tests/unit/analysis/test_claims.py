@@ -14,7 +14,7 @@ from scipy import stats
 
 from analysis.claims.claim import Claim, Kind, Verdict, claims_of
 from analysis.claims.evaluate import evaluate
-from analysis.claims.report import to_json, to_text
+from analysis.claims.report import row_of_record, to_json, to_text
 from analysis.points import paper_points
 
 Values = dict[tuple[str, float], tuple[list[float], list[float]]]
@@ -208,10 +208,56 @@ def test_the_report_shows_both_readings_the_point_and_the_verdict() -> None:
     assert "10 reproduced, 0 partly, 0 not, 6 not run." in lines
     assert "5.40 s" in text
 
-    content = json.loads(to_json("fig11", results))
+    content = json.loads(to_json("fig11", {"title": "Figure 11"}, results))
     assert [each["id"] for each in content["claims"]] == [each.id for each in claims_of("fig11")]
     by_id = {each["id"]: each for each in content["claims"]}
     assert by_id["real.round_robin.prefill_p99"]["value"] is None
     assert by_id["real.round_robin.prefill_p99"]["verdict"] == "not run"
     assert by_id["generated.infaas.prefill_p99"]["point"] == "L-L @ 3"
     assert by_id["generated.infaas.preemption_loss_s"]["readings"]["artifact's first claim file"] == 5.4
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "expected", "measured", "verdict"),
+    [
+        (Kind.VALUE, "share", 0.08, 0.068, Verdict.REPRODUCED),
+        (Kind.VALUE, "share", 0.007, 0.010, Verdict.PARTLY),
+        (Kind.VALUE, "s", 50.0, 168.0, Verdict.NOT),
+        (Kind.VALUE_UP_TO, "x", 3.8, 3.72, Verdict.REPRODUCED),
+        (Kind.VALUE_UP_TO, "x", 1.7, 1.001, Verdict.NOT),  # 1x is no slow-down at all, although 1.7 / 1.001 < 2
+        (Kind.AT_LEAST, "share", 0.5, 0.61, Verdict.REPRODUCED),
+        (Kind.AT_LEAST, "share", 0.5, 0.47, Verdict.PARTLY),
+        (Kind.AT_LEAST, "share", 0.5, 0.3, Verdict.NOT),
+    ],
+)
+def test_values_of_one_series(kind: Kind, unit: str, expected: float, measured: float, verdict: Verdict) -> None:
+    table = frame({("A", 1.0): ([9.0], [measured])})
+    no_points = table.iloc[:0]
+    result = evaluate(claim(kind, expected, unit=unit, baseline=""), table, no_points)
+    assert (result.value, result.verdict, result.points, result.points_expected) == (measured, verdict, 1, 1)
+    assert math.isnan(result.paper)
+    assert result.paper_point == ""
+
+
+def test_an_interval_that_reaches_below_the_bound_caps_at_least() -> None:
+    table = frame({("A", 1.0): ([1.0, 1.0], [0.45, 0.65])})
+    assert evaluate(claim(Kind.AT_LEAST, 0.5), table, table.iloc[:0]).verdict is Verdict.PARTLY
+
+
+def test_up_to_takes_the_largest_value_at_least_the_smallest_and_value_the_mean() -> None:
+    table, none = frame(TWO_POINTS), frame({})
+    assert evaluate(claim(Kind.VALUE_UP_TO, 3.0, unit="s"), table, none).point == "B @ 2"
+    assert evaluate(claim(Kind.AT_LEAST, 1.0, unit="s"), table, none).point == "A @ 1"
+    assert evaluate(claim(Kind.VALUE, 2.5, unit="s"), table, none).value == 2.5
+
+
+@pytest.mark.parametrize("figure", ["fig03", "fig04", "fig05", "fig12", "fig16"])
+def test_a_record_of_a_claim_gives_back_its_row(figure: str) -> None:
+    claims = claims_of(figure)
+    assert claims
+    none = frame({})
+    results = [evaluate(each, none, none) for each in claims]
+    records = json.loads(to_json(figure, {}, results))["claims"]
+    assert [row_of_record(record)["verdict"] for record in records] == ["not run"] * len(claims)
+    text = to_text("t", [], results)
+    assert all(row_of_record(record)["claim"] in text and row_of_record(record)["paper"] in text for record in records)

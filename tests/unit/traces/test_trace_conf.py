@@ -14,6 +14,7 @@ CONF = Path(__file__).parents[3] / "conf"
 SCHEMAS = {
     "schema/trace/generated": traces.GeneratedTrace,
     "schema/trace/quantile": traces.QuantileTrace,
+    "schema/trace/fixed": traces.FixedTrace,
     "schema/trace/file": traces.FileTrace,
     "schema/arrivals/poisson": arrivals.Poisson,
     "schema/arrivals/gamma": arrivals.Gamma,
