@@ -210,7 +210,10 @@ def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunRes
     record.write_table(part / "instances.parquet", record.INSTANCES, result.instances, same_for_all)
     if result.steps is not None:
         record.write_table(part / "steps.parquet", record.STEPS, result.steps, same_for_all)
-    record.write_json(part / SUMMARY, metrics.summarize(result.requests))
+    summary = metrics.summarize(result.requests)
+    if result.sizes is not None:
+        summary |= metrics.resource_cost(result.sizes)
+    record.write_json(part / SUMMARY, summary)
     workload = {
         "label": requests.label,
         "synthetic": requests.synthetic,

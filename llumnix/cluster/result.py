@@ -10,10 +10,14 @@ Columns = dict[str, Any]
 
 @dataclass(slots=True)
 class RunResult:
-    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand."""
+    """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand.
+
+    `sizes` is how many instances there were when, where that changes: see llumnix.metrics.resource_cost.
+    """
 
     requests: Columns
     events: Columns
     instances: Columns
     steps: Columns | None = None
     counters: dict[str, int] = field(default_factory=dict)
+    sizes: Columns | None = None
