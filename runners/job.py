@@ -30,7 +30,7 @@ from runners.command_line import one_sentence
 from runners.config import ServeConfig
 from runners.outcome import Outcome, State
 from runners.run_id import job_config, run_id
-from runners.sweep import SweepLog, is_excluded
+from runners.sweep import SweepLog, chosen, is_excluded
 
 if TYPE_CHECKING:
     from llumnix.cluster.real.warm import WarmEngines
@@ -61,7 +61,7 @@ def run(cfg: DictConfig, *, root: Path, git: Mapping[str, Any] | None, progress:
     started = time.perf_counter()
     hydra = HydraConfig.get()
     exclude: Any = OmegaConf.to_container(cfg.exclude)
-    if is_excluded(hydra.runtime.choices, exclude):
+    if is_excluded(chosen(_overrides(), hydra.runtime.choices), exclude):
         return Outcome(state=State.EXCLUDED, settings=_settings(cfg))
     try:
         config = OmegaConf.to_object(cfg)
