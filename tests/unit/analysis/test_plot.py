@@ -57,7 +57,7 @@ def test_plot_writes_all_files_and_names_what_is_missing(
     assert "Missing on L-S: INFaaS++; Llumnix.\n" in printed
     assert "Missing on M-M" not in printed
     assert "Synthetic lengths, shaped after Table 1 and not the data set's: ShareGPT." in printed
-    assert printed.splitlines()[-1].startswith(str(folder / "fig11"))
+    assert any(line.startswith(str(folder / "fig11")) for line in printed.splitlines())
 
     csv = pd.read_csv(folder / "fig11.csv")
     joined = csv.merge(paper_points("fig11"), on=KEY, suffixes=("", "_paper"), validate="one_to_one")
@@ -145,9 +145,9 @@ def test_runs_of_other_traces_and_without_results_are_no_points(
     ("words", "said"),
     [
         (["fig=11"], "python -m runners.serve experiment=fig11"),
-        (["fig=all"], "python -m runners.serve experiment=fig11"),
+        (["fig=all"], "python -m runners.serve experiment=fig"),
         (["fig=11", "num_requests=200"], "python -m runners.serve experiment=fig11 num_requests=200"),
-        (["fig=12"], "fig=11"),
+        (["fig=99"], "fig=11"),
         ([], "fig=11"),
         (["figure=11"], "fig"),
         (["11"], "key=value"),
