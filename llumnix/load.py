@@ -7,6 +7,7 @@ the block size it is the number of decode steps that the batch can still run.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -116,3 +117,25 @@ def dispatch_freeness(load: InstanceLoad, rule: FreenessRule, priority: Priority
     if rule.priorities and (load.high_priority > 0) is not (priority is _HIGH):
         free -= headroom_blocks(load, rule)
     return free / requests
+
+
+def pooled(loads: Collection[InstanceLoad], rule: FreenessRule) -> InstanceLoad:
+    """All requests on all memory, as if the instances were one: its freeness is the average freeness of §4.4.3.
+
+    As the normal class sees it: what is headroom for high-priority requests is not free. A draining instance counts
+    with the memory that it has. The id is that of no instance.
+    """
+    headroom = sum(math.ceil(headroom_blocks(x, rule)) for x in loads if rule.priorities and x.high_priority)
+    return InstanceLoad(
+        instance_id=-1,
+        running=sum(x.running for x in loads),
+        waiting=sum(x.waiting for x in loads),
+        preempted=sum(x.preempted for x in loads),
+        high_priority=0,
+        free_blocks=sum(x.free_blocks for x in loads) - headroom,
+        total_blocks=sum(x.total_blocks for x in loads),
+        watermark_blocks=sum(x.watermark_blocks for x in loads),
+        block_size_tokens=max(x.block_size_tokens for x in loads),
+        waiting_tokens=sum(x.waiting_tokens for x in loads),
+        head_tokens=sum(x.head_tokens for x in loads),
+    )

@@ -89,6 +89,28 @@ def mean_rate_per_s(times_s: FloatArray) -> float:
     return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
 
 
+def resource_cost(sizes: Columns) -> dict[str, float | int]:
+    """What instances that come and go have cost (§6.5), from the size of the cluster over time.
+
+    `sizes` has a row for each change and one for the end of the run: time_s, the number of instances that are starting
+    and that are up from then on, and the steps completed until then.
+
+    instance_s                        sum of (starting + up) * time: an instance costs from when it is asked for
+    instances_mean                    instance_s / duration: the average over time
+    instances_max                     the most at any time
+    instances_step_weighted_mean      sum of up * steps / steps: what the released code calls average instance number,
+                                      which counts busy times more and instances only once they serve
+    """
+    time_s, starting, up, steps = (_floats(sizes, name) for name in ("time_s", "starting", "up", "steps"))
+    lengths_s, done, held = np.diff(time_s), np.diff(steps), (starting + up)[:-1]
+    cost: dict[str, float | int] = {"instance_s": float(held @ lengths_s), "instances_max": int((starting + up).max())}
+    if lengths_s.sum() > 0:
+        cost["instances_mean"] = float(held @ lengths_s / lengths_s.sum())
+    if done.sum() > 0:
+        cost["instances_step_weighted_mean"] = float(up[:-1] @ done / done.sum())
+    return cost
+
+
 LATENCIES: dict[str, Callable[[Columns], FloatArray]] = {
     "request_latency": request_latency,
     "prefill_latency": prefill_latency,

@@ -3,16 +3,21 @@
 It does not know whether its instances are simulated or real. A `ReportSource` answers with the report of an instance
 that is visible now, and with an outlook that stays good until the instance is touched; the outlook lets the scheduler
 leave most instances alone when it dispatches a request or holds a migration round.
+
+Instances may come and go. Who carries out a scaling decision says so with instance_up() and instance_down(), and marks
+the reports of an instance that is to be terminated as draining, from the moment of the decision on.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from bisect import insort
 from collections.abc import Sequence
 from typing import Protocol
 
 from llumnix.load import FreenessRule, InstanceLoad, dispatch_freeness, migration_freeness
+from llumnix.policies import scaling
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import Pair, is_source, pair
 from llumnix.policies.spec import Scheduler
@@ -65,7 +70,7 @@ class FreenessRanking:
         while True:
             top = heap[0]
             instance_id = -top[1]
-            if entries[instance_id] is not top:
+            if entries.get(instance_id) is not top:
                 heapq.heappop(heap)
                 continue
             load = reports.latest(instance_id)
@@ -76,6 +81,11 @@ class FreenessRanking:
             if load is not reports.outlook(instance_id)[1]:
                 self.touched.add(instance_id)  # the second load of its outlook is still to come
 
+    def forget(self, instance_id: int) -> None:
+        """Leave an instance out from now on."""
+        self.touched.discard(instance_id)
+        self._entry.pop(instance_id, None)
+
     def _enter(self, instance_id: int, freeness: float) -> None:
         entry = (-freeness, -instance_id)
         self._entry[instance_id] = entry
@@ -83,7 +93,7 @@ class FreenessRanking:
 
 
 class GlobalScheduler:
-    """Decides where requests start and which instances exchange them."""
+    """Decides where requests start, which instances exchange them, and how many instances there are."""
 
     def __init__(self, spec: Scheduler, instance_ids: Sequence[int], reports: ReportSource) -> None:
         self.spec = spec
@@ -95,6 +105,8 @@ class GlobalScheduler:
         self._quiet_until: dict[int, float] = dict.fromkeys(self._ids, -math.inf)
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
+        self._starting = 0
+        self._draining: set[int] = set()
 
     def touch(self, instance_id: int, *, worse: bool = True) -> None:
         """Note that the outlook of this instance has changed; `worse` unless requests have done nothing but leave."""
@@ -108,9 +120,11 @@ class GlobalScheduler:
         if self.spec.dispatch is DispatchRule.first:
             return self._ids[0]
         if self._in_turn:
-            instance_id = self._ids[self._turn % len(self._ids)]
-            self._turn += 1
-            return instance_id
+            while True:
+                instance_id = self._ids[self._turn % len(self._ids)]
+                self._turn += 1
+                if instance_id not in self._draining:
+                    return instance_id
         if priority not in self._rankings:
             self._rankings[priority] = FreenessRanking(self._ids, self._reports, self.spec.freeness, priority)
         return self._rankings[priority].freest()
@@ -151,6 +165,45 @@ class GlobalScheduler:
         """Tell whether a pair persists and neither side takes part in a migration."""
         paired = self._pairs.get(move.source) == move.destination
         return self.spec.migration.persistent_pairs and paired and self.may_start(move)
+
+    # --- scaling
+
+    def scaling_check(self) -> scaling.Decision | None:
+        """Decide about the number of instances; whoever asks carries it out before asking again.
+
+        From here on a victim is no destination of a pair, and takes no turn of round-robin.
+        """
+        loads = [self._reports.latest(instance_id) for instance_id in self._ids]
+        decision = scaling.decide(loads, self._starting, self.spec.scaling, self.spec.freeness)
+        match decision:
+            case scaling.ScaleUp():
+                self._starting += decision.instances
+            case scaling.ScaleDown():
+                self._draining.add(decision.instance_id)
+                self._pairs = {s: d for s, d in self._pairs.items() if d != decision.instance_id}
+            case scaling.CancelDrain():
+                self._draining.discard(decision.instance_id)
+                self._pairs.pop(decision.instance_id, None)
+        return decision
+
+    def instance_up(self, instance_id: int) -> None:
+        """An instance that was asked for serves now, under an id that no other has had."""
+        self._starting -= 1
+        insort(self._ids, instance_id)
+        self.touch(instance_id)
+
+    def may_terminate(self, instance_id: int) -> bool:
+        """Tell whether the scheduler still wants an instance gone and no migration goes from or to it."""
+        return instance_id in self._draining and instance_id not in self._busy
+
+    def instance_down(self, instance_id: int) -> None:
+        """A drained instance, on which no request is left, is gone."""
+        self._draining.remove(instance_id)
+        self._ids.remove(instance_id)
+        del self._quiet_until[instance_id]
+        self._pairs.pop(instance_id, None)
+        for ranking in self._rankings.values():
+            ranking.forget(instance_id)
 
     def _is_source(self, instance_id: int, now: float) -> bool:
         """Tell whether an instance is a source; if not, note how long it cannot become one unless touched for worse.

@@ -32,9 +32,9 @@ def build(
 ) -> Workload:
     """Draw `num_requests` requests (fewer if the trace is shorter), at `qps` requests/s and gap variation `cv`.
 
-    `seed` changes lengths, arrivals and priorities; `repeat` > 0 keeps lengths and priorities and moves each arrival by
-    a few milliseconds. The result is a pure function of the arguments. ConfigError for a value out of range,
-    TraceError for a file that cannot be read.
+    `seed` changes lengths, arrivals and priorities. `repeat` > 0 keeps lengths, moves each arrival by some milliseconds
+    and draws anew who is of high priority, since who was in the published runs is not known. The result is a pure
+    function of the arguments. ConfigError for a value out of range, TraceError for a file that cannot be read.
     """
     _check(seed=seed, repeat=repeat, num_requests=num_requests, high_priority_fraction=high_priority_fraction)
     streams = trace.streams(seed)
@@ -43,7 +43,7 @@ def build(
     arrival_s = arrivals.times(count, qps=qps, cv=cv, stamp_s=lengths.stamp_s, rng=streams.arrivals)
     if repeat:
         arrival_s = _jittered(arrival_s, seed, repeat)
-    priority = _priorities(count, high_priority_fraction, seed)
+    priority = _priorities(count, high_priority_fraction, seed, repeat)
     return Workload(
         arrival_s=arrival_s,
         prompt_tokens=lengths.prompt_tokens,
@@ -75,8 +75,9 @@ def _jittered(arrival_s: FloatArray, seed: int, repeat: int) -> FloatArray:
     return np.sort(np.maximum(moved, 0.0))
 
 
-def _priorities(count: int, high_priority_fraction: float, seed: int) -> IntArray:
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_PRIORITY,)))
+def _priorities(count: int, high_priority_fraction: float, seed: int, repeat: int) -> IntArray:
+    spawn_key = (_PRIORITY, repeat) if repeat else (_PRIORITY,)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
     high = rng.random(count) < high_priority_fraction
     return np.where(high, int(Priority.HIGH), int(Priority.NORMAL)).astype(np.int64)
 

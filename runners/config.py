@@ -31,7 +31,7 @@ class ServeConfig:
 
     `name` is the directory under outputs/. `seed` draws new lengths and arrivals; `repeat` keeps them and moves each
     arrival by a few milliseconds. `qps` may be null for traces served at their recorded times. `exclude` lists
-    combinations of group options that a figure does not have.
+    combinations of options and values that a figure does not have.
     """
 
     name: str = "serve"

@@ -31,7 +31,7 @@ from runners.command_line import one_sentence
 from runners.config import ServeConfig
 from runners.outcome import Outcome, State
 from runners.run_id import job_config, run_id
-from runners.sweep import SweepLog, is_excluded
+from runners.sweep import SweepLog, chosen, is_excluded
 
 if TYPE_CHECKING:
     from llumnix.cluster.real.warm import WarmEngines
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, *, root: Path, git: Mapping[str, Any] | None, progress:
     started = time.perf_counter()
     hydra = HydraConfig.get()
     exclude: Any = OmegaConf.to_container(cfg.exclude)
-    if is_excluded(hydra.runtime.choices, exclude):
+    if is_excluded(chosen(_overrides(), hydra.runtime.choices), exclude):
         return Outcome(state=State.EXCLUDED, settings=_settings(cfg))
     try:
         config = OmegaConf.to_object(cfg)
@@ -221,7 +221,10 @@ def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunRes
     record.write_table(part / "instances.parquet", record.INSTANCES, result.instances, same_for_all)
     if result.steps is not None:
         record.write_table(part / "steps.parquet", record.STEPS, result.steps, same_for_all)
-    record.write_json(part / SUMMARY, metrics.summarize(result.requests) | result.scalars)
+    summary = metrics.summarize(result.requests) | result.scalars
+    if result.sizes is not None:
+        summary |= metrics.resource_cost(result.sizes)
+    record.write_json(part / SUMMARY, summary)
     workload = {
         "label": requests.label,
         "synthetic": requests.synthetic,

@@ -110,15 +110,29 @@ class Follower(threading.Thread):
             self._lines += 1
 
 
-def is_excluded(choices: Mapping[str, str], exclude: Iterable[Mapping[str, str]]) -> bool:
-    """True if all entries of one of the `exclude` items are among the chosen options."""
-    return any(item and all(choices.get(group) == option for group, option in item.items()) for item in exclude)
+def is_excluded(settings: Mapping[str, str], exclude: Iterable[Mapping[str, str]]) -> bool:
+    """True if all entries of one of the `exclude` items fit the options and values of a job.
+
+    An entry fits if the setting is one of its comma-separated values; numbers compare as numbers.
+    """
+    return any(item and all(_fits(settings.get(key), values) for key, values in item.items()) for item in exclude)
 
 
 def chosen(job: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
-    """The options of each group after the overrides of `job`."""
-    given = dict(override.split("=", 1) for override in job if "=" in override)
-    return {group: given.get(group, option) for group, option in defaults.items()}
+    """The options of each group after the overrides of `job`, and its other overrides."""
+    given = dict(override.lstrip("+").split("=", 1) for override in job if "=" in override)
+    return {**defaults, **given}
+
+
+def _fits(setting: str | None, values: str) -> bool:
+    return setting is not None and _comparable(setting) in map(_comparable, values.split(","))
+
+
+def _comparable(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value.strip()
 
 
 def covering(jobs: Sequence[Sequence[str]], keys: Collection[str]) -> list[Sequence[str]]:

@@ -15,6 +15,8 @@ class Kind(StrEnum):
     """What a claim computes from the values of two series, or of one, at the points it ranges over.
 
     RATIO_UP_TO     max(baseline / own): "up to N times better"
+    RATIO_FROM      min(baseline / own): "N times better or more"
+    REDUCTION_UP_TO max(1 - own / baseline): "up to N % lower"
     REDUCTION_MEAN  mean(1 - own / baseline) over points whose baseline is not 0: "N % lower on average"
     ABSOLUTE_MEAN   mean(baseline - own): "N seconds lower on average"
     BOUND           max(own / baseline) - 1: "at most N % more"
@@ -25,6 +27,8 @@ class Kind(StrEnum):
     """
 
     RATIO_UP_TO = "ratio_up_to"
+    RATIO_FROM = "ratio_from"
+    REDUCTION_UP_TO = "reduction_up_to"
     REDUCTION_MEAN = "reduction_mean"
     ABSOLUTE_MEAN = "absolute_mean"
     BOUND = "bound"
@@ -34,6 +38,7 @@ class Kind(StrEnum):
     AT_LEAST = "at_least"
 
 
+RATIOS = (Kind.RATIO_UP_TO, Kind.RATIO_FROM)
 OF_ONE_SERIES = (Kind.FLAT, Kind.VALUE, Kind.VALUE_UP_TO, Kind.AT_LEAST)
 PLAIN_VALUE = (Kind.VALUE, Kind.VALUE_UP_TO)
 
@@ -54,7 +59,7 @@ RATIO = 1.5
 REDUCTION = 0.10
 """Reproduced reductions: within this many (100 percentage) points of the paper's."""
 ABSOLUTE = 1.25
-"""Reproduced differences and plain values: within this factor of the paper's."""
+"""Reproduced differences, largest reductions and plain values: within this factor of the paper's."""
 SIMILAR = 2.0
 """Partly reproduced plain values: within this factor of the paper's."""
 SLACK = 0.05
@@ -94,7 +99,7 @@ class Claim:
         elif self.kind in PLAIN_VALUE:
             near, right_way = (self._within(factor, measured) for factor in (ABSOLUTE, SIMILAR))
         else:
-            nothing = 1.0 if self.kind is Kind.RATIO_UP_TO else 0.0
+            nothing = 1.0 if self.kind in RATIOS else 0.0
             right_way = measured > nothing
             near = right_way and self._near(measured) and not low <= nothing <= high
         if not right_way:
@@ -102,7 +107,7 @@ class Claim:
         return Verdict.REPRODUCED if near and complete else Verdict.PARTLY
 
     def _near(self, measured: float) -> bool:
-        if self.kind is Kind.RATIO_UP_TO:
+        if self.kind in RATIOS:
             gain = math.log(measured) / math.log(self.expected)
             return GAIN[0] <= gain <= GAIN[1] and 1 / RATIO <= measured / self.expected <= RATIO
         if self.kind is Kind.REDUCTION_MEAN:
@@ -118,7 +123,7 @@ class Claim:
         """A value of this claim as the paper would print it."""
         if math.isnan(value):
             return "-"
-        unit = {Kind.RATIO_UP_TO: "x", Kind.ABSOLUTE_MEAN: "s"}.get(self.kind, self.unit)
+        unit = "x" if self.kind in RATIOS else "s" if self.kind is Kind.ABSOLUTE_MEAN else self.unit
         if unit == "share":
             return f"{100 * value:.1f} %"
         return f"{value:.{2 if abs(value) < 10 else 1}f}{unit if unit == 'x' else f' {unit}'}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from analysis.claims.claim import Claim, Kind, Verdict
+from analysis.claims.claim import RATIOS, Claim, Kind, Verdict
 from analysis.points import CONFIDENCE
 
 Array = npt.NDArray[np.float64]
@@ -122,8 +122,8 @@ def _interval(claim: Claim, cells: pd.DataFrame) -> tuple[float, float]:
         return NAN, NAN
     means, variances, n = (cells[name].to_numpy().T for name in ("mean", "var", "n"))
     statistic, rows = STATISTICS[claim.kind][0], _rows_of(cells)
-    scale = np.log if claim.kind is Kind.RATIO_UP_TO else float
-    unscale = np.exp if claim.kind is Kind.RATIO_UP_TO else float
+    scale = np.log if claim.kind in RATIOS else float
+    unscale = np.exp if claim.kind in RATIOS else float
     centre = scale(statistic(means, rows))
     parts = np.zeros_like(means)
     for cell in np.ndindex(means.shape):
@@ -173,6 +173,16 @@ STATISTICS: dict[Kind, tuple[Statistic, Statistic, Where | None]] = {
     Kind.RATIO_UP_TO: (
         lambda means, _: float(_ratios(means).max()),
         lambda means, _: float(np.median(_ratios(means))),
+        lambda means, _: int(_ratios(means).argmax()),
+    ),
+    Kind.RATIO_FROM: (
+        lambda means, _: float(_ratios(means).min()),
+        lambda means, _: float(np.median(_ratios(means))),
+        lambda means, _: int(_ratios(means).argmin()),
+    ),
+    Kind.REDUCTION_UP_TO: (
+        lambda means, _: float(1 - 1 / _ratios(means).max()),
+        lambda means, _: float(1 - 1 / np.median(_ratios(means))),
         lambda means, _: int(_ratios(means).argmax()),
     ),
     Kind.REDUCTION_MEAN: (_mean_reduction, _pooled_reduction, None),

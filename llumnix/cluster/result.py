@@ -12,7 +12,8 @@ Columns = dict[str, Any]
 class RunResult:
     """What happened: columns of llumnix.record's tables, and counts of the cluster's own work. `steps` on demand.
 
-    `scalars` are numbers for summary.json that cannot be had from the tables, with their units in the names.
+    `scalars` are numbers for summary.json that cannot be had from the tables, with their units in the names. `sizes` is
+    how many instances there were when, where that changes: see llumnix.metrics.resource_cost.
     """
 
     requests: Columns
@@ -21,3 +22,4 @@ class RunResult:
     steps: Columns | None = None
     counters: dict[str, int] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    sizes: Columns | None = None

@@ -1,6 +1,7 @@
 """The simulated cluster: an event heap in virtual time around the real scheduler, policies and migration protocol.
 
-Events at one instant run in the order arrivals, messages between instances, migration rounds, samples, ends of steps.
+Events at one instant run in the order arrivals, messages between instances, migration rounds, scaling checks, samples,
+ends of steps.
 Instances influence each other only through messages that take time, so that no result depends on which of two
 simultaneous step ends comes first.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llumnix.cluster.fleet import Fleet
 from llumnix.cluster.moves import Move
 from llumnix.cluster.result import Columns, RunResult
 from llumnix.cluster.spec import ClusterSpec
@@ -87,10 +89,16 @@ class VirtualCluster:
         self._sample_period_ps = round(engine.sample_period_s * PS_PER_S)
         self._moves: dict[SimRequest, Move] = {}
         self.requests = _requests(workload)
-        ids = range(cluster.instances)
-        self.scheduler = GlobalScheduler(scheduler, ids, self)
-        self.instances = [
-            instance_type(
+        scaling = scheduler.scaling
+        if scaling.enabled and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
+            raise ConfigError(
+                f"cluster.instances={cluster.instances} must lie between scheduler.scaling.min_instances="
+                f"{scaling.min_instances} and max_instances={scaling.max_instances}: it is the number to begin with."
+            )
+        self.scheduler = GlobalScheduler(scheduler, range(cluster.instances), self)
+
+        def build(instance_id: int) -> SimInstance:
+            return instance_type(
                 instance_id,
                 cluster,
                 blocks,
@@ -103,8 +111,9 @@ class VirtualCluster:
                 on_frozen=self._on_frozen,
                 on_finished=self._on_finished,
             )
-            for instance_id in ids
-        ]
+
+        self.fleet = Fleet(self, scaling, self.scheduler, build, cluster.instances)
+        self.instances = self.fleet.instances
 
     # --- ReportSource
 
@@ -131,7 +140,11 @@ class VirtualCluster:
         period_ps = round(policy.period_s * PS_PER_S)
         round_ps = period_ps if policy.enabled else _NEVER
         sample_ps = 0
-        timed_ps = min(arrival_ps, round_ps, sample_ps)  # the next event that is not on the heap
+        scaling = self._spec.scaling
+        check_ps = round(scaling.first_check_s * PS_PER_S) if scaling.enabled else _NEVER
+        if scaling.enabled:
+            self.fleet.begin()
+        timed_ps = min(arrival_ps, round_ps, check_ps, sample_ps)  # the next event that is not on the heap
         tick = max(1, total // 100)
         while self._unfinished:
             top = heap[0] if heap else _NOTHING
@@ -157,12 +170,15 @@ class VirtualCluster:
                 round_ps += period_ps
                 for pair in self.scheduler.migration_round(timed_ps):
                     self._start_move(pair)
+            elif check_ps == timed_ps:
+                check_ps += round(scaling.check_period_s * PS_PER_S)
+                self.fleet.check()
             else:
                 sample_ps += self._sample_period_ps
-                self._sample_rows.extend((timed_ps, instance.present_load(timed_ps)) for instance in instances)
+                self._sample_rows.extend((timed_ps, instance.present_load(timed_ps)) for instance in self.fleet.up)
                 if not heap and arrival_ps == _NEVER:
                     raise RuntimeError(f"{self._unfinished} requests are left and nothing will ever happen to them")
-            timed_ps = min(arrival_ps, round_ps, sample_ps)
+            timed_ps = min(arrival_ps, round_ps, check_ps, sample_ps)
         return self._result()
 
     def send(self, action: Callable[[], None], delay_ps: int) -> None:
@@ -191,6 +207,8 @@ class VirtualCluster:
         self._unfinished -= 1
         if request.moving:
             self._moves[request].request_gone(AbortReason.finished)
+        if self.fleet.draining and request.instance_last is not None:
+            self.fleet.request_left(request.instance_last)
 
     def _on_preempted(self, request: SimRequest) -> None:
         self.note("preempt", request.instance_last, request)
@@ -211,6 +229,8 @@ class VirtualCluster:
     def move_ended(self, move: Move, *, refused: bool) -> None:
         """Free both sides and let a persistent pair go on."""
         del self._moves[move.request]
+        self.fleet.request_left(move.source.instance_id)
+        self.fleet.request_left(move.destination.instance_id)
         pair = Pair(move.source.instance_id, move.destination.instance_id)
         if self.scheduler.migration_ended(pair, refused=refused):
             self.send(partial(self._start_again, pair), self._cost.control_ps)
@@ -265,6 +285,7 @@ class VirtualCluster:
             },
             steps=None if self._step_rows is None else _step_columns(self._step_rows, self._cost),
             counters={"segments": self._step_ends},
+            sizes=self.fleet.sizes() if self._spec.scaling.enabled else None,
         )
 
 

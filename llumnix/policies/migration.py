@@ -21,6 +21,19 @@ class RequestChoice(StrEnum):
     longest = "longest"
 
 
+class HighPriorityMoves(StrEnum):
+    """When a high-priority request may leave its instance; never before a normal one, unless like_any.
+
+    to_drain: only to empty an instance that is to be terminated; for any other reason the released code looks for
+    normal requests, too. last: also whenever no normal one is left (the paper's "lower priority first", taken
+    literally). like_any: the class is ignored (Llumnix-base).
+    """
+
+    to_drain = "to_drain"
+    last = "last"
+    like_any = "like_any"
+
+
 class MigrationMethod(StrEnum):
     """How a request's KV cache gets to the destination: copied in stages, or computed again there by a prefill."""
 
@@ -37,6 +50,7 @@ class MigrationPolicy:
     `preempted_is_source`: an instance with a preempted request in its queue is a source whatever its freeness, and
     never a destination (released code). `persistent_pairs`: a paired source keeps sending requests until the next
     round un-pairs it (paper); otherwise one request a round (released code).
+    `high_priority`: when requests of that class may be moved.
     A migration copies in at most `max_stages` stages; a stage that finds at most `last_stage_max_blocks` blocks left
     is the last one. One stage is stop-and-copy. With method=recompute nothing is copied: the request queues at the
     destination with the tokens it has (what systems without live migration do).
@@ -48,6 +62,7 @@ class MigrationPolicy:
     out_threshold_blocks: float = 3.0
     in_threshold_blocks: float = 3.0
     request_choice: RequestChoice = RequestChoice.youngest
+    high_priority: HighPriorityMoves = HighPriorityMoves.to_drain
     preempted_is_source: bool = True
     persistent_pairs: bool = False
     max_stages: int = 2
@@ -114,14 +129,19 @@ class Movable(Protocol):
 M = TypeVar("M", bound=Movable)
 
 
-def choose_request(running: Sequence[M], rule: RequestChoice) -> M | None:
-    """Pick the request that leaves: never a high-priority one before a normal one, then by `rule`; None if none runs.
+def choose_request(running: Sequence[M], policy: MigrationPolicy, *, draining: bool) -> M | None:
+    """Pick the request that leaves an instance, which may be `draining`; None if none runs that may leave.
 
     `running` holds decoding requests that are not already moving.
     """
-    if not running:
+    candidates = running
+    if policy.high_priority is not HighPriorityMoves.like_any:
+        normal = [r for r in running if r.priority is Priority.NORMAL]
+        high_may_leave = draining or policy.high_priority is HighPriorityMoves.last
+        candidates = normal if normal or not high_may_leave else running
+    if not candidates:
         return None
-    if rule is RequestChoice.youngest:
-        return max(running, key=lambda r: (-r.priority, r.arrival_order))
-    sign = 1 if rule is RequestChoice.shortest else -1
-    return min(running, key=lambda r: (r.priority, sign * r.context_tokens, -r.arrival_order))
+    if policy.request_choice is RequestChoice.youngest:
+        return max(candidates, key=lambda r: r.arrival_order)
+    sign = 1 if policy.request_choice is RequestChoice.shortest else -1
+    return min(candidates, key=lambda r: (sign * r.context_tokens, -r.arrival_order))

@@ -8,6 +8,7 @@ from enum import StrEnum
 from llumnix.load import FreenessRule
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.scaling import ScalingPolicy
 
 
 class LoadReports(StrEnum):
@@ -44,3 +45,4 @@ class Scheduler:
     queue_order: QueueOrder = QueueOrder.front
     freeness: FreenessRule = field(default_factory=FreenessRule)
     migration: MigrationPolicy = field(default_factory=MigrationPolicy)
+    scaling: ScalingPolicy = field(default_factory=ScalingPolicy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llumnix.cluster.virtual import VirtualCluster
 from llumnix.load import InstanceLoad, dispatch_freeness
+from llumnix.policies import scaling
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import Pair, pair
 from llumnix.policies.spec import Scheduler
@@ -21,17 +22,25 @@ class Audit:
         scheduler = cluster.scheduler
         self._dispatch, self._migration_round = scheduler.dispatch, scheduler.migration_round
         self._migration_started, self._migration_ended = scheduler.migration_started, scheduler.migration_ended
+        self._scaling_check, self._starting = scheduler.scaling_check, 0
+        self._instance_up = scheduler.instance_up
         scheduler.dispatch = self.dispatch
         scheduler.migration_round = self.migration_round
         scheduler.migration_started = self.migration_started
         scheduler.migration_ended = self.migration_ended
+        scheduler.scaling_check = self.scaling_check
+        scheduler.instance_up = self.instance_up
 
     def _loads(self) -> list[InstanceLoad]:
-        return [self._cluster.latest(i.instance_id) for i in self._cluster.instances]
+        return [self._cluster.latest(i.instance_id) for i in self._cluster.fleet.up]
 
     def dispatch(self, priority: Priority) -> int:
         chosen = self._dispatch(priority)
-        if self._spec.dispatch is DispatchRule.round_robin:
+        serving = [x for x in self._loads() if not x.draining]
+        assert chosen in [x.instance_id for x in serving], f"dispatch {self.dispatches} goes where nothing serves"
+        if self._spec.dispatch is DispatchRule.round_robin and self._spec.scaling.enabled:
+            expected = chosen  # whose turn it is depends on who came and went
+        elif self._spec.dispatch is DispatchRule.round_robin:
             expected = self.dispatches % len(self._cluster.instances)
         else:
             freeness = {x.instance_id: dispatch_freeness(x, self._spec.freeness, priority) for x in self._loads()}
@@ -56,6 +65,23 @@ class Audit:
         self._busy += [move.source, move.destination]
         self.started += 1
         self._migration_started(move)
+
+    def scaling_check(self) -> scaling.Decision | None:
+        loads = list(reversed(self._loads()))
+        decision = self._scaling_check()
+        assert decision == scaling.decide(loads, self._starting, self._spec.scaling, self._spec.freeness)
+        match decision:
+            case scaling.ScaleUp():
+                self._starting += decision.instances
+            case scaling.ScaleDown():
+                self._paired = {p for p in self._paired if p.destination != decision.instance_id}
+            case scaling.CancelDrain():
+                self._paired = {p for p in self._paired if p.source != decision.instance_id}
+        return decision
+
+    def instance_up(self, instance_id: int) -> None:
+        self._starting -= 1
+        self._instance_up(instance_id)
 
     def migration_ended(self, move: Pair, *, refused: bool = False) -> bool:
         self._busy.remove(move.source)

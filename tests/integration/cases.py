@@ -16,7 +16,8 @@ from llumnix.engines.sim.cost import CostModel, StepCost
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.load import FreenessRule, QueueDemand
 from llumnix.policies.dispatch import DispatchRule
-from llumnix.policies.migration import MigrationMethod, MigrationPolicy, RequestChoice
+from llumnix.policies.migration import HighPriorityMoves, MigrationMethod, MigrationPolicy, RequestChoice
+from llumnix.policies.scaling import ScalingPolicy, Victim
 from llumnix.policies.spec import LoadReports, QueueOrder, Scheduler
 from llumnix.request import Workload
 
@@ -172,7 +173,26 @@ def step_costs(draw: st.DrawFn) -> StepCost:
 
 
 @st.composite
-def schedulers(draw: st.DrawFn, load_reports: LoadReports | None, persistent_pairs: bool | None) -> Scheduler:
+def scalings(draw: st.DrawFn, instances: int) -> ScalingPolicy:
+    """Return a policy for a cluster that begins with so many instances; every other one leaves it at that."""
+    return ScalingPolicy(
+        enabled=draw(st.booleans()),
+        low_blocks=draw(st.sampled_from([-10.0, 0.0, 3.0, 10.0, 50.0])),
+        width_blocks=draw(st.sampled_from([0.0, 5.0, 50.0])),
+        check_period_s=draw(st.sampled_from([0.05, 0.1, 0.37])),
+        first_check_s=draw(st.sampled_from([0.01, 0.1, 0.5])),
+        startup_s=draw(st.sampled_from([0.0, 0.1, 0.3])),
+        min_instances=draw(st.integers(1, instances)),
+        max_instances=instances + draw(st.integers(0, 3)),
+        at_most_per_check=draw(st.sampled_from([None, 1])),
+        victim=draw(st.sampled_from(Victim)),
+    )
+
+
+@st.composite
+def schedulers(
+    draw: st.DrawFn, instances: int, load_reports: LoadReports | None, persistent_pairs: bool | None
+) -> Scheduler:
     """Return any combination of the scheduler's choices."""
     out_blocks = draw(st.sampled_from([-3.0, 0.0, 3.0, 10.0, 50.0, 1000.0]))
     return Scheduler(
@@ -191,22 +211,25 @@ def schedulers(draw: st.DrawFn, load_reports: LoadReports | None, persistent_pai
             out_threshold_blocks=out_blocks,
             in_threshold_blocks=out_blocks + draw(st.sampled_from([0.0, 0.0, 2.0])),
             request_choice=draw(st.sampled_from(RequestChoice)),
+            high_priority=draw(st.sampled_from(HighPriorityMoves)),
             preempted_is_source=draw(st.booleans()),
             persistent_pairs=draw(st.booleans()) if persistent_pairs is None else persistent_pairs,
             method=draw(st.sampled_from([MigrationMethod.copy, MigrationMethod.copy, MigrationMethod.recompute])),
             max_stages=draw(st.integers(1, 4)),
             last_stage_max_blocks=draw(st.sampled_from([0, 0, 1, 2, 5])),
         ),
+        scaling=draw(scalings(instances)),
     )
 
 
 @st.composite
 def cases(draw: st.DrawFn, load_reports: LoadReports | None = None, persistent_pairs: bool | None = None) -> Case:
     """Return a whole run; of a choice that is None, either reading."""
+    cluster = draw(clusters())
     return Case(
         workload=draw(workloads()),
-        cluster=draw(clusters()),
+        cluster=cluster,
         step_cost=draw(step_costs()),
-        scheduler=draw(schedulers(load_reports, persistent_pairs)),
+        scheduler=draw(schedulers(cluster.instances, load_reports, persistent_pairs)),
         engine=SimEngine(sample_period_s=draw(st.sampled_from([0.0471, 0.3, 1.0]))),
     )

@@ -45,6 +45,7 @@ class ReferenceInstance:
         self.running: list[SimRequest] = []
         self.waiting: list[SimRequest] = []
         self.migrating = False
+        self.draining = False
         self.inbound = 0
 
         self._spec, self._cost = spec, cost
@@ -60,6 +61,7 @@ class ReferenceInstance:
         self._freezing: SimRequest | None = None
         self._frozen: SimRequest | None = None
         self._decoding = False
+        self._steps = 0
         self._step_start_ps = 0
         self._step_report = self._report = self._load()
 
@@ -68,6 +70,10 @@ class ReferenceInstance:
     @property
     def busy(self) -> bool:
         return self._decoding or bool(self._prefilling)
+
+    @property
+    def empty(self) -> bool:
+        return not (self._held_blocks or self._reserved_blocks or self.waiting or self.inbound)
 
     @property
     def high_priority(self) -> int:
@@ -106,6 +112,15 @@ class ReferenceInstance:
 
     def earliest_loss_ps(self, now_ps: int, blocks: float) -> float:
         return now_ps
+
+    def steps_completed(self, now_ps: int) -> int:
+        return self._steps
+
+    def set_draining(self, draining: bool) -> None:
+        self.draining = draining
+        for report in (self._report, self._step_report):
+            report.draining = draining
+        self._touch(self.instance_id)
 
     # --- migration
 
@@ -179,6 +194,7 @@ class ReferenceInstance:
         """End the step under way, which began at `_step_start_ps`, and begin the next one."""
         exec_ps = now_ps - self._step_start_ps - self._cost.gap_ps
         self._report = self._step_report
+        self._steps += 1
         prefilled, self._prefilling = self._prefilling, []
         if prefilled:
             self.running = sorted([*self.running, *prefilled], key=_by_arrival)
@@ -326,6 +342,7 @@ class ReferenceInstance:
             block_size_tokens=self._spec.block_size_tokens,
             waiting_tokens=sum(r.tokens for r in self.waiting),
             head_tokens=self.waiting[0].tokens if self.waiting else 0,
+            draining=self.draining,
         )
 
 

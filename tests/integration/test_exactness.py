@@ -19,8 +19,8 @@ from llumnix.policies.spec import LoadReports, Scheduler
 
 
 def assert_same_records(fast: RunResult, slow: RunResult) -> None:
-    for table in ("events", "requests", "instances"):
-        ours, theirs = getattr(fast, table), getattr(slow, table)
+    for table in ("events", "requests", "instances", "sizes"):
+        ours, theirs = getattr(fast, table) or {}, getattr(slow, table) or {}
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(

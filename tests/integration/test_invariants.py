@@ -19,6 +19,7 @@ from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.scaling import ScalingPolicy
 from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.record import EVENTS, INSTANCES, REQUESTS, write_table
 
@@ -123,15 +124,17 @@ def test_samples_stay_within_the_instance(case: Case) -> None:
     assert (samples["free_blocks"] >= 0).all()
     assert (samples["free_blocks"] <= samples["total_blocks"]).all()
     assert (samples["waiting"] >= 0).all()
-    idle = (samples["running"] == 0) & (samples["waiting"] == 0)
+    draining = samples["draining"]
+    idle = (samples["running"] == 0) & (samples["waiting"] == 0) & ~draining
     assert np.isposinf(samples["freeness"][idle]).all()
-    assert np.isfinite(samples["freeness"][~idle]).all()
-    assert not samples["draining"].any()
+    assert np.isneginf(samples["freeness"][draining]).all()
+    assert np.isfinite(samples["freeness"][~idle & ~draining]).all()
+    assert case.scheduler.scaling.enabled or not draining.any()
 
 
 # --- the order of what happens at one instant
 
-_ARRIVAL, _MESSAGE, _ROUND, _SAMPLE, _STEP_END = range(5)
+_ARRIVAL, _MESSAGE, _ROUND, _CHECK, _SAMPLE, _STEP_END = range(6)
 
 
 def instants(case: Case) -> list[tuple[int, int]]:
@@ -151,6 +154,8 @@ def instants(case: Case) -> list[tuple[int, int]]:
     scheduler, send = cluster.scheduler, cluster.send
     dispatch, migration_round = scheduler.dispatch, scheduler.migration_round
     scheduler.dispatch = lambda priority: log.append((cluster.now_ps, _ARRIVAL)) or dispatch(priority)
+    scaling_check = scheduler.scaling_check
+    scheduler.scaling_check = lambda: log.append((cluster.now_ps, _CHECK)) or scaling_check()
     scheduler.migration_round = lambda now: log.append((cluster.now_ps, _ROUND)) or migration_round(now)
     cluster.send = lambda action, delay_ps: send(lambda: log.append((cluster.now_ps, _MESSAGE)) or action(), delay_ps)
     cluster.run()
@@ -159,25 +164,37 @@ def instants(case: Case) -> list[tuple[int, int]]:
 
 @examples(30)
 @given(cases(LoadReports.completed_step))
-def test_at_one_instant_arrivals_come_first_then_messages_rounds_samples_and_step_ends(case: Case) -> None:
+def test_at_one_instant_arrivals_come_first_then_messages_rounds_checks_samples_and_step_ends(case: Case) -> None:
     log = instants(case)
     assert log == sorted(log)
 
 
-def test_the_order_holds_where_all_five_meet() -> None:
-    """Steps of 50 ms, messages of 100 ms, rounds and samples every 100 ms: at 0.2 s they all meet an arrival."""
+def test_the_order_holds_where_all_six_meet() -> None:
+    """Steps of 50 ms, messages of 100 ms, the other three every 100 ms: at 0.2 s they all meet an arrival."""
     log = instants(
         Case(
             workload([(0.0, 10, 100, 0), (0.0, 10, 3, 0), (0.2, 10, 100, 0)]),  # the second one ends at 0.2 s
             ClusterSpec(instances=2, kv_blocks=100),
             StepCost(step_gap_ms=5, decode_base_ms=45, prefill_floor_ms=45, control_ms=100),
             Scheduler(
-                migration=MigrationPolicy(enabled=True, period_s=0.1, out_threshold_blocks=1e6, in_threshold_blocks=1e6)
+                migration=MigrationPolicy(
+                    enabled=True, period_s=0.1, out_threshold_blocks=1e6, in_threshold_blocks=1e6
+                ),
+                scaling=ScalingPolicy(
+                    enabled=True, low_blocks=0, width_blocks=1e6, check_period_s=0.1, first_check_s=0.1
+                ),
             ),
             SimEngine(sample_period_s=0.1),
         )
     )
-    assert {kind for now_ps, kind in log if now_ps == 2 * 10**11} == {_ARRIVAL, _MESSAGE, _ROUND, _SAMPLE, _STEP_END}
+    assert {kind for now_ps, kind in log if now_ps == 2 * 10**11} == {
+        _ARRIVAL,
+        _MESSAGE,
+        _ROUND,
+        _CHECK,
+        _SAMPLE,
+        _STEP_END,
+    }
     assert log == sorted(log)
 
 

@@ -20,7 +20,7 @@ from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.engines.sim.spec import SimEngine
-from llumnix.policies.migration import MigrationMethod, MigrationPolicy
+from llumnix.policies.migration import HighPriorityMoves, MigrationMethod, MigrationPolicy
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 
@@ -58,6 +58,7 @@ def case(
                 period_s=ROUND_S,
                 out_threshold_blocks=1e6,
                 in_threshold_blocks=1e6,
+                high_priority=HighPriorityMoves.last,
                 max_stages=max_stages,
             )
         ),

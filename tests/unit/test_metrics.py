@@ -144,3 +144,23 @@ def test_bounds_hold_for_every_run(rows: list[tuple[float, float, float, int, in
         assert summary["high_requests"] + summary["normal_requests"] == n
         weighted = sum(summary[f"{c}_requests"] * summary[f"{c}_request_latency_mean_s"] for c in ("high", "normal"))
         assert weighted / n == pytest.approx(summary["request_latency_mean_s"], rel=1e-9, abs=1e-9)
+
+
+def test_the_cost_of_instances_that_come_and_go() -> None:
+    """2 instances for 10 s, a third starts for 5 s and serves for 20 s, then one goes and 2 serve for 5 s."""
+    sizes = {
+        "time_s": [0.0, 10.0, 15.0, 35.0, 40.0],
+        "starting": [0, 1, 0, 0, 0],
+        "up": [2, 2, 3, 2, 2],
+        "steps": [0, 100, 140, 740, 800],
+    }
+    cost = metrics.resource_cost(sizes)
+    assert cost["instance_s"] == 2 * 10 + 3 * 5 + 3 * 20 + 2 * 5
+    assert cost["instances_mean"] == cost["instance_s"] / 40
+    assert cost["instances_max"] == 3
+    assert cost["instances_step_weighted_mean"] == (2 * 100 + 2 * 40 + 3 * 600 + 2 * 60) / 800
+
+
+def test_a_cluster_that_lived_for_no_time_has_no_average() -> None:
+    cost = metrics.resource_cost({"time_s": [0.0, 0.0], "starting": [0, 0], "up": [4, 4], "steps": [0, 0]})
+    assert cost == {"instance_s": 0.0, "instances_max": 4}

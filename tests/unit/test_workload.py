@@ -110,12 +110,13 @@ def test_a_new_seed_changes_lengths_arrivals_and_priorities(trace: Trace) -> Non
     assert first.sha256 != second.sha256
 
 
-def test_a_repeat_moves_arrivals_by_milliseconds_and_keeps_the_rest() -> None:
+def test_a_repeat_moves_arrivals_by_milliseconds_keeps_lengths_and_draws_the_classes_anew() -> None:
     base, first, second = (make(repeat=repeat, num_requests=10_000, high_priority_fraction=0.3) for repeat in range(3))
     for other in (first, second):
         assert np.array_equal(base.prompt_tokens, other.prompt_tokens)
         assert np.array_equal(base.output_tokens, other.output_tokens)
-        assert np.array_equal(base.priority, other.priority)
+        assert not np.array_equal(base.priority, other.priority)
+        assert other.priority.mean() == pytest.approx(0.3, abs=0.02)
         moved = other.arrival_s - base.arrival_s
         assert 0.5 * REPEAT_JITTER_S < moved.std() < 1.1 * REPEAT_JITTER_S
         assert abs(moved).max() < 8 * REPEAT_JITTER_S

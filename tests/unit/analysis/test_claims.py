@@ -47,6 +47,18 @@ def test_ratio_up_to_takes_the_largest_and_names_its_point() -> None:
     assert result.verdict is Verdict.REPRODUCED
 
 
+def test_ratio_from_takes_the_smallest_and_largest_reduction_is_of_the_largest_ratio() -> None:
+    result = evaluate(claim(Kind.RATIO_FROM, 2.0), frame(TWO_POINTS), frame(TWO_POINTS))
+    assert (result.value, result.point, result.typical) == (2.0, "A @ 1", 2.5)
+    assert (result.verdict, result.claim.show(result.value)) == (Verdict.REPRODUCED, "2.00x")
+    result = evaluate(claim(Kind.REDUCTION_UP_TO, 0.6), frame(TWO_POINTS), frame(TWO_POINTS))
+    assert (result.value, result.point) == (pytest.approx(2 / 3), "B @ 2")
+    assert (result.verdict, result.claim.show(result.value)) == (Verdict.REPRODUCED, "66.7 %")
+    assert claim(Kind.REDUCTION_UP_TO, 0.16).verdict(0.12, 0.1, 0.14, complete=True) is Verdict.PARTLY
+    assert claim(Kind.REDUCTION_UP_TO, 0.16).verdict(0.13, 0.1, 0.16, complete=True) is Verdict.REPRODUCED
+    assert claim(Kind.REDUCTION_UP_TO, 0.16).verdict(-0.1, -0.2, 0.0, complete=True) is Verdict.NOT
+
+
 def test_reduction_is_the_mean_of_ratios_and_its_other_reading_the_ratio_of_sums() -> None:
     result = evaluate(claim(Kind.REDUCTION_MEAN, 0.58), frame(TWO_POINTS), frame(TWO_POINTS))
     assert result.value == pytest.approx((1 / 2 + 2 / 3) / 2)

@@ -108,3 +108,56 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             parity.main(words)
         assert stop.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_of_figure_13_the_ratios_of_the_series_are_judged() -> None:
+    paper = paper_points("fig13")
+    theirs = parity.ratios(paper, *parity.RATIOS["fig13"])
+    assert len(theirs) == 7 * 4
+    assert set(theirs["series"]) == {"Llumnix-base / Llumnix"}
+    at = theirs[(theirs["metric"] == "Request Mean") & (theirs["x"] == 8.0)]
+    assert at["value"].item() == pytest.approx(8.5357 / 5.6842)
+    both_slower = parity.ratios(paper.assign(value=paper["value"] * 1.5), *parity.RATIOS["fig13"])
+    assert parity.missed(parity.compare(both_slower, theirs), "fig13") == []
+    one = paper.assign(value=paper["value"].mask((paper["series"] == "Llumnix") & (paper["x"] == 8.0), 1.0))
+    found = parity.missed(parity.compare(parity.ratios(one, *parity.RATIOS["fig13"]), theirs), "fig13")
+    assert [sentence.split(" ")[:3] for sentence in found] == [
+        ["Request", "Mean:", "worst"],
+        ["Decode", "Mean:", "worst"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("figure", "metric", "median", "worst"),
+    [
+        ("fig14", "Request Mean", 1.03, 1.08),
+        ("fig14", "Resource Cost", 1.04, 1.07),
+        ("fig15", "Resource Cost", None, 1.05),
+    ],
+)
+def test_limits_of_the_median_and_of_every_point(figure: str, metric: str, median: float | None, worst: float) -> None:
+    paper = paper_points(figure)
+    here = paper["metric"] == metric
+
+    def found(factor: float, of_points: int) -> list[str]:
+        chosen = paper.index[here][:of_points]
+        points = paper.assign(value=paper["value"].where(~paper.index.isin(chosen), paper["value"] * factor))
+        return parity.missed(parity.compare(points, paper), figure)
+
+    assert found(worst - 0.001, 1) == []
+    [sentence] = found(worst + 0.001, 1)
+    assert sentence.startswith(f"{metric}: worst")
+    if median is not None:
+        assert found(median - 0.001, 99) == []
+        [sentence] = found(median + 0.001, 99)
+        assert sentence.startswith(f"{metric}: median")
+
+
+@pytest.mark.parametrize("figure", ["13", "14", "15"])
+def test_the_other_figures_are_compared_from_the_command_line(
+    figure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "points.csv"
+    paper_points(f"fig{figure}").to_csv(csv, index=False)
+    assert parity.main([f"fig={figure}", f"csv={csv}", "worst=1"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("All thresholds are met.")

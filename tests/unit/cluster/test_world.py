@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from llumnix.cluster.real.actors import ActorOptions
+from llumnix.cluster.real.serve import serve
+from llumnix.cluster.real.spec import RayOptions, RealEngine
 from llumnix.cluster.real.world import ClusterError, _check_gpus
+from llumnix.cluster.spec import ClusterSpec
+from llumnix.config import Gpu, Model
+from llumnix.errors import ConfigError
+from llumnix.policies.scaling import ScalingPolicy
+from llumnix.policies.spec import Scheduler
+from llumnix.request import Workload
 
 
 def test_too_few_gpus_are_named_before_anything_starts() -> None:
@@ -16,3 +25,23 @@ def test_too_few_gpus_are_named_before_anything_starts() -> None:
 def test_enough_gpus_and_none_at_all_are_fine() -> None:
     _check_gpus(4, ActorOptions(num_cpus=1, num_gpus=0.5), 2.0)
     _check_gpus(3, ActorOptions(num_cpus=1, num_gpus=0), 0.0)
+
+
+def test_scaling_real_instances_is_refused_in_one_sentence() -> None:
+    nothing = np.array([])
+    workload = Workload(nothing, nothing, nothing, nothing, label="none")
+    scheduler = Scheduler(scaling=ScalingPolicy(enabled=True))
+    with pytest.raises(
+        ConfigError, match=r"scaling\.enabled=true works with simulated instances only: type engine=sim"
+    ):
+        serve(
+            workload,
+            ClusterSpec(),
+            RealEngine(),
+            Model(kv_bytes_per_token=1),
+            Gpu(),
+            scheduler,
+            RayOptions(),
+            seed=0,
+            warm=None,
+        )

@@ -15,6 +15,7 @@ from llumnix.load import (
     dispatch_freeness,
     headroom_blocks,
     migration_freeness,
+    pooled,
 )
 from llumnix.request import Priority
 
@@ -117,3 +118,18 @@ def test_without_priorities_nothing_depends_on_the_class() -> None:
 def test_a_negative_headroom_target_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"headroom_target_tokens must not be negative, got -1"):
         FreenessRule(headroom_target_tokens=-1)
+
+
+def test_the_pooled_load_is_that_of_one_instance_with_all_requests_and_all_memory() -> None:
+    both = pooled([BUSY, QUEUED], PAPER)
+    assert dispatch_freeness(both, RELEASED) == (2 * 60 - 20) / (4 + 4 + 3)
+    assert migration_freeness(both, RELEASED) == (2 * 60 - 20) / (4 + 4 + 1)
+    assert migration_freeness(both, PAPER) == (2 * 60 - 10) / (4 + 4 + 1)
+    assert dispatch_freeness(pooled([IDLE, IDLE], PAPER), PAPER) == math.inf
+
+
+def test_headroom_is_not_free_for_the_average_and_a_draining_instance_still_counts() -> None:
+    high = replace(BUSY, high_priority=2)
+    assert dispatch_freeness(pooled([BUSY, high], RELEASED), RELEASED) == (60 + 60 - 38) / 8  # 37.5 rounded up
+    assert dispatch_freeness(pooled([BUSY, high], BLIND), BLIND) == 120 / 8
+    assert dispatch_freeness(pooled([BUSY, replace(BUSY, draining=True)], RELEASED), RELEASED) == 120 / 8

@@ -10,6 +10,7 @@ import pytest
 from llumnix.load import FreenessRule, InstanceLoad
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.scaling import CancelDrain, ScaleDown, ScaleUp, ScalingPolicy
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 from llumnix.scheduler import GlobalScheduler
@@ -237,3 +238,102 @@ def test_an_idle_instance_gives_nothing_and_takes_first(persistent: bool) -> Non
     reports = Reports(1, 60, 0)
     reports.loads[2] = replace(EMPTY, instance_id=2)
     assert scheduler(reports, persistent=persistent).migration_round(0) == [Pair(0, 2)]
+
+
+# --- scaling
+
+
+class Growing(Reports):
+    """Reports that instances may join, and whose drains a test carries out."""
+
+    def join(self, free_blocks: int = 100) -> int:
+        self.loads.append(replace(EMPTY, instance_id=len(self.loads), running=1, free_blocks=free_blocks))
+        self.reads.append(0)
+        return len(self.loads) - 1
+
+    def drain(self, instance_id: int, draining: bool = True) -> None:
+        self.loads[instance_id] = replace(self.loads[instance_id], draining=draining)
+
+
+def scaled(
+    reports: Growing, *, rule: DispatchRule = DispatchRule.freest, persistent: bool = False, low: float = 10
+) -> GlobalScheduler:
+    policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3, persistent_pairs=persistent)
+    scaling = ScalingPolicy(enabled=True, low_blocks=low, width_blocks=20)
+    return GlobalScheduler(
+        Scheduler(dispatch=rule, migration=policy, scaling=scaling), range(len(reports.loads)), reports
+    )
+
+
+def test_instances_that_were_asked_for_are_not_asked_for_again() -> None:
+    reports = Growing(2, 4)
+    grown = scaled(reports)
+    assert grown.scaling_check() == ScaleUp(1, 3.0)  # 6 blocks for 2 requests; one empty instance brings 100 more
+    assert grown.scaling_check() is None
+    reports.join(5)
+    grown.instance_up(2)
+    assert grown.scaling_check() == ScaleUp(1, 11 / 3)
+
+
+def test_a_new_instance_takes_requests_and_a_gone_one_does_not() -> None:
+    reports = Growing(10, 40)
+    ranked = scaled(reports)
+    assert [ranked.dispatch(p) for p in Priority] == [1, 1]
+    reports.join(90)
+    ranked.instance_up(2)
+    assert [ranked.dispatch(p) for p in Priority] == [2, 2]
+    ranked = scaled(Growing(90, 80, 95), low=5)
+    assert ranked.dispatch(Priority.NORMAL) == 2
+    assert ranked.scaling_check() == ScaleDown(2, (265 - 100) / 3)
+    ranked.touch(2)
+    ranked.instance_down(2)
+    assert ranked.dispatch(Priority.NORMAL) == 0
+
+
+def test_a_draining_instance_takes_nothing_and_gives_first() -> None:
+    reports = Growing(90, 80, 95)
+    drained = scaled(reports)
+    assert drained.migration_round(0) == []
+    [victim] = [drained.scaling_check().instance_id]
+    reports.drain(victim)
+    drained.touch(victim)
+    assert drained.dispatch(Priority.NORMAL) == drained.dispatch(Priority.HIGH) == 0
+    assert drained.migration_round(1) == [Pair(2, 0)]
+
+
+def test_round_robin_skips_what_drains() -> None:
+    reports = Growing(90, 80, 95)
+    turns = scaled(reports, rule=DispatchRule.round_robin)
+    assert turns.scaling_check() == ScaleDown(2, (265 - 100) / 3)
+    assert [turns.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 1, 0, 1]
+    reports.drain(2)
+    turns.instance_down(2)
+    reports.join()
+    turns.instance_up(3)
+    assert sorted(turns.dispatch(Priority.NORMAL) for _ in range(3)) == [0, 1, 3]
+
+
+def test_a_drain_ends_only_between_migrations_and_not_once_it_is_cancelled() -> None:
+    reports = Growing(90, 80, 95)
+    drained = scaled(reports)
+    assert not drained.may_terminate(2)
+    drained.scaling_check()
+    reports.drain(2)
+    assert drained.may_terminate(2)
+    drained.migration_started(Pair(2, 0))
+    assert not drained.may_terminate(2)
+    drained.migration_ended(Pair(2, 0))
+    assert drained.may_terminate(2)
+    for instance_id in range(3):
+        reports.free(instance_id, 4)
+    assert drained.scaling_check() == CancelDrain(2, 4.0)
+    assert not drained.may_terminate(2)
+
+
+def test_a_persistent_pair_does_not_go_on_into_an_instance_that_drains() -> None:
+    reports = Growing(1, 99)
+    parted = scaled(reports, persistent=True, low=-100)
+    [move] = parted.migration_round(0)
+    parted.migration_started(move)
+    assert parted.scaling_check() == ScaleDown(1, 0.0)
+    assert not parted.migration_ended(move)

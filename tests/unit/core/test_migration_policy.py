@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from llumnix.errors import ConfigError
 from llumnix.load import FreenessRule, InstanceLoad, migration_freeness
-from llumnix.policies.migration import MigrationPolicy, Pair, RequestChoice, choose_request, is_source, pair
+from llumnix.policies.migration import (
+    HighPriorityMoves,
+    MigrationPolicy,
+    Pair,
+    RequestChoice,
+    choose_request,
+    is_source,
+    pair,
+)
 from llumnix.request import Priority
 
 RULE = FreenessRule(priorities=False)
@@ -95,26 +103,39 @@ OLD_LONG, MIDDLE_SHORT, YOUNG_MIDDLE = Running(1, 900), Running(2, 10), Running(
 )
 def test_the_rule_chooses_the_request(rule: RequestChoice, chosen: Running) -> None:
     running = [YOUNG_MIDDLE, OLD_LONG, MIDDLE_SHORT]
-    assert choose_request(running, rule) is chosen
-    assert choose_request(running[::-1], rule) is chosen
+    policy = MigrationPolicy(request_choice=rule)
+    assert choose_request(running, policy, draining=False) is chosen
+    assert choose_request(running[::-1], policy, draining=False) is chosen
 
 
-@pytest.mark.parametrize("rule", RequestChoice)
-def test_a_high_priority_request_leaves_only_when_no_other_is_left(rule: RequestChoice) -> None:
-    normal = Running(5, 50)
-    high = [Running(i, tokens, Priority.HIGH) for i, tokens in enumerate([1, 50, 5000, 50, 1, 9, 9], start=2)]
-    assert choose_request([*high[:3], normal, *high[3:]], rule) is normal
-    assert choose_request(high, rule) in high
+requests = st.builds(Running, st.integers(0, 30), st.integers(1, 9), st.sampled_from(Priority))
+policies = st.builds(
+    MigrationPolicy, request_choice=st.sampled_from(RequestChoice), high_priority=st.sampled_from(HighPriorityMoves)
+)
+
+
+@given(st.lists(requests, unique_by=lambda r: r.arrival_order), policies, st.booleans())
+def test_a_high_priority_request_never_leaves_before_a_normal_one(
+    running: list[Running], policy: MigrationPolicy, draining: bool
+) -> None:
+    chosen = choose_request(running, policy, draining=draining)
+    normal = [r for r in running if r.priority is Priority.NORMAL]
+    if policy.high_priority is HighPriorityMoves.like_any:
+        blind = [Running(r.arrival_order, r.context_tokens) for r in running]
+        expected = choose_request(blind, policy, draining=draining)
+        assert (chosen and chosen.arrival_order) == (expected and expected.arrival_order)
+    elif normal:
+        assert chosen is choose_request(normal, policy, draining=draining) is not None
+    elif draining or policy.high_priority is HighPriorityMoves.last:
+        assert (chosen is None) == (not running)
+    else:
+        assert chosen is None
 
 
 @pytest.mark.parametrize("rule", RequestChoice)
 def test_among_requests_of_one_length_the_youngest_leaves(rule: RequestChoice) -> None:
     running = [Running(1, 7), Running(4, 7), Running(2, 7)]
-    assert choose_request(running, rule) is running[1]
-
-
-def test_nothing_running_is_nothing_to_give() -> None:
-    assert choose_request([], RequestChoice.youngest) is None
+    assert choose_request(running, MigrationPolicy(request_choice=rule), draining=False) is running[1]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,15 @@ def test_exclusion_is_a_partial_match(choices: dict[str, str], excluded: bool) -
 
 def test_overrides_change_the_default_choices() -> None:
     defaults = {"scheduler": "llumnix", "trace": "m_m"}
-    assert chosen(["trace=s_s", "qps=7", "~x"], defaults) == {"scheduler": "llumnix", "trace": "s_s"}
+    assert chosen(["trace=s_s", "qps=7", "~x"], defaults) == {"scheduler": "llumnix", "trace": "s_s", "qps": "7"}
+
+
+@pytest.mark.parametrize(("cv", "excluded"), [("2", True), ("3.0", True), ("1", False), ("${x}", False)])
+def test_values_are_excluded_like_options_and_numbers_compare_as_numbers(cv: str, excluded: bool) -> None:
+    exclude = [{"arrivals": "poisson", "cv": "2, 3,4"}]
+    assert is_excluded({"arrivals": "poisson", "cv": cv}, exclude) is excluded
+    assert not is_excluded({"arrivals": "gamma", "cv": cv}, exclude)
+    assert not is_excluded({"arrivals": "poisson"}, exclude)
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=30))
