@@ -42,13 +42,15 @@ def simulate(
     cost: CostModel,
     scheduler: Scheduler,
     *,
+    uniform: Callable[[], float],
     progress: Callable[[int, int], None] | None = None,
 ) -> RunResult:
     """Serve `workload` in virtual time until every request has ended.
 
-    `progress(done, total)` is called about every hundredth of the requests.
+    `uniform` draws from [0, 1) for dispatch rules that choose at random. `progress(done, total)` is called about every
+    hundredth of the requests.
     """
-    virtual = VirtualCluster(workload, cluster, engine, cost, scheduler)
+    virtual = VirtualCluster(workload, cluster, engine, cost, scheduler, uniform)
     collecting = gc.isenabled()
     gc.disable()  # a run makes many objects that all live to its end, which the collector would visit for nothing
     try:
@@ -68,6 +70,7 @@ class VirtualCluster:
         engine: SimEngine,
         cost: CostModel,
         scheduler: Scheduler,
+        uniform: Callable[[], float],
         instance_type: type[SimInstance] = SimInstance,
     ) -> None:
         blocks = cluster.kv_blocks if cluster.kv_blocks is not None else cost.spec.kv_blocks
@@ -88,7 +91,7 @@ class VirtualCluster:
         self._moves: dict[SimRequest, Move] = {}
         self.requests = _requests(workload)
         ids = range(cluster.instances)
-        self.scheduler = GlobalScheduler(scheduler, ids, self)
+        self.scheduler = GlobalScheduler(scheduler, ids, self, uniform)
         self.instances = [
             instance_type(
                 instance_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -54,14 +55,21 @@ class Reports:
         self.loads[instance_id] = self.next_loads[instance_id]
 
 
+def never() -> float:
+    raise AssertionError("a rule that does not choose at random has drawn a number")
+
+
 def scheduler(
-    reports: Reports, *, persistent: bool = False, rule: DispatchRule = DispatchRule.freest
+    reports: Reports,
+    *,
+    persistent: bool = False,
+    rule: DispatchRule = DispatchRule.freest,
+    draws: Callable[[], float] = never,
 ) -> GlobalScheduler:
     policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3, persistent_pairs=persistent)
     freeness = FreenessRule(priorities=True, headroom_target_tokens=480)
-    return GlobalScheduler(
-        Scheduler(dispatch=rule, freeness=freeness, migration=policy), range(len(reports.loads)), reports
-    )
+    spec = Scheduler(dispatch=rule, freeness=freeness, migration=policy)
+    return GlobalScheduler(spec, range(len(reports.loads)), reports, draws)
 
 
 # --- dispatch
@@ -73,7 +81,7 @@ def test_round_robin_takes_turns_whatever_the_load() -> None:
 
 
 def test_round_robin_goes_by_instance_id_in_whatever_order_they_were_given() -> None:
-    turns = GlobalScheduler(Scheduler(dispatch=DispatchRule.round_robin), [2, 0, 1], Reports(1, 2, 3))
+    turns = GlobalScheduler(Scheduler(dispatch=DispatchRule.round_robin), [2, 0, 1], Reports(1, 2, 3), never)
     assert [turns.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 1, 2, 0]
 
 
