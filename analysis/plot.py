@@ -35,7 +35,8 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what is asked for; exit 2 with one sentence where nothing can be drawn."""
     asked = words.parse(argv, "analysis.plot", KEYS, DESCRIPTION, EXAMPLES)
-    known = sorted(path.stem.removeprefix("fig") for path in Path(figures.__path__[0]).glob("fig*.py"))
+    modules = {path.stem.removeprefix("fig"): path.stem for path in Path(figures.__path__[0]).glob("[!_]*.py")}
+    known = sorted(modules)
     which = asked.pop("fig", "")
     which = which.zfill(2) if which.isdecimal() else which
     if which not in (*known, "all"):
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = [
         problem
         for number in (known if which == "all" else [which])
-        if (problem := _draw(import_module(f"analysis.figures.fig{number}"), f"fig{number}", outputs, asked))
+        if (problem := _draw(import_module(f"analysis.figures.{modules[number]}"), modules[number], outputs, asked))
     ]
     if which != "all" or len(problems) == len(known):
         if problems:
@@ -59,7 +60,8 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
 
     A module of analysis.figures has EXPERIMENT (the directory of its runs), samples(runs) and draw(points, paper,
     synthetic), and VARIED if its runs differ in more than analysis.select expects; what it draws and what the claims
-    judge are the same samples.
+    judge are the same samples. One with report(points, notes) compares series with each other, and writes that where
+    others judge sentences of the paper.
     """
     console = words.console()
     found = load.runs(outputs, module.EXPERIMENT)
@@ -83,11 +85,14 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
         figure = module.draw(points, paper, synthetic)
         files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
     title = f"Claims about {name}, judged on {len(runs)} runs"
-    files |= {
-        ".csv": to_csv(points).encode(),
-        ".claim": to_text(title, notes, results).encode(),
-        ".claim.json": to_json(name, results).encode(),
-    }
+    files[".csv"] = to_csv(points).encode()
+    if hasattr(module, "report"):
+        files[".claim"] = module.report(points, notes).encode()
+    else:
+        files |= {
+            ".claim": to_text(title, notes, results).encode(),
+            ".claim.json": to_json(name, results).encode(),
+        }
     folder = outputs / module.EXPERIMENT / "figures"
     _write(folder, name, files)
     for note in notes:
