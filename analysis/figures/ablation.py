@@ -161,7 +161,7 @@ def _change(point: pd.DataFrame | None) -> str:
 def _panel(ax: Axes, here: pd.DataFrame, series: Sequence[str], rates: Sequence[float]) -> None:
     for i, rate in enumerate(rates):
         at = here[here["x"] == rate]
-        y = at["series"].map(list(series).index) + 0.2 * (i - (len(rates) - 1) / 2)
+        y = at["series"].map(list(series).index).astype(float) + 0.2 * (i - (len(rates) - 1) / 2)
         colour = COLOURS[i % 3]
         low = at["ci_low"].clip(lower=at["value"] / 4)  # an interval that reaches 0 has no end on a log axis
         ax.hlines(y, low, at["ci_high"], color=colour, lw=1.2, alpha=0.6)

@@ -218,6 +218,16 @@ def test_an_instance_with_blocks_to_spare_is_not_read_while_it_cannot_have_lost_
     assert rounds.migration_round(10.0) == [Pair(0, 1)]
 
 
+@pytest.mark.parametrize(("defragment", "spare"), [(True, 8 * 5 - 3 * 5), (False, 10 * 4 - 3 * 4)])
+def test_blocks_to_spare_are_those_of_the_batch_that_freeness_counts(defragment: bool, spare: float) -> None:
+    reports = Reports(0)
+    reports.loads[0] = replace(EMPTY, running=4, waiting=2, free_blocks=40)
+    policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3)
+    spec = Scheduler(freeness=FreenessRule(defragment=defragment), migration=policy)
+    assert GlobalScheduler(spec, [0], reports, never).migration_round(0.0) == []
+    assert reports.asked == [(0, pytest.approx(spare))]
+
+
 def test_a_touch_ends_the_quiet_time() -> None:
     reports = Reports(20, 90)
     reports.quiet_for = math.inf
