@@ -151,9 +151,9 @@ def _absolute(point: pd.DataFrame | None) -> str:
 def _change(point: pd.DataFrame | None) -> str:
     if point is None:
         return "-"
-    ratio, low, high = point[["value", "ci_low", "ci_high"]].iloc[0]
+    ratio, low, high = point[["value", "ci_low", "ci_high"]].clip(lower=0).iloc[0]  # no time is below 0
     if ratio >= FACTOR:
-        return f"{ratio:.3g}x" + ("" if pd.isna(low) else f" [{max(low, 0):.3g}, {high:.3g}]")
+        return f"{ratio:.3g}x" + ("" if pd.isna(low) else f" [{low:.3g}, {high:.3g}]")
     change = [100 * (number - 1) for number in (ratio, low, high)]
     return f"{change[0]:+.1f} %" + ("" if pd.isna(low) else f" [{change[1]:+.1f}, {change[2]:+.1f}]")
 
