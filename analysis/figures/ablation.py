@@ -51,7 +51,8 @@ MARKERS = ["o", "s", "D"]
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per point and run: each metric as it is, and relative to full Llumnix where that has run."""
     rows = []
-    for run in runs.to_dict("records"):
+    for record in runs.to_dict("records"):
+        run = {str(key): value for key, value in record.items()}
         if run["config.scheduler.label"] == "No headroom" and not run["high_priority_fraction"]:
             continue  # without high-priority requests there is none to leave out
         row, metrics = _row(run)

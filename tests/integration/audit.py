@@ -46,6 +46,8 @@ class Audit:
         match self._spec.dispatch:
             case DispatchRule.round_robin:
                 return self.dispatches % len(loads)
+            case DispatchRule.first:
+                return 0
             case DispatchRule.power_of_two:
                 one = loads.pop(int(self._uniform() * len(loads)))
                 other = int(self._uniform() * len(loads))

@@ -76,7 +76,7 @@ def test_instances_far_behind_are_not_read(rule: DispatchRule) -> None:
     assert max(reports.reads[:99]) <= 1
 
 
-@pytest.mark.parametrize("rule", [r for r in DispatchRule if r is not DispatchRule.round_robin])
+@pytest.mark.parametrize("rule", [r for r in DispatchRule if r not in (DispatchRule.round_robin, DispatchRule.first)])
 @pytest.mark.parametrize("priority", Priority)
 def test_a_draining_instance_is_the_last_resort(rule: DispatchRule, priority: Priority) -> None:
     value = merit(rule, FreenessRule(), priority)

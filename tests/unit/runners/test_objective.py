@@ -72,6 +72,7 @@ def test_every_limit_is_a_key_that_summaries_have() -> None:
         **{name: [0.0, 0.0] for name in ("arrival_s", "sent_s", "first_token_s", "end_s", "preemption_loss_s")},
         **{name: [0.0, 0.0] for name in ("migration_downtime_s", "max_token_gap_s", "exec_s")},
         **{name: [1, 1] for name in ("prompt_tokens", "output_tokens", "preemptions", "migrations")},
+        "migration_gap_s": [0.0, 0.0],
         "priority": [0, 1],
         "status": ["finished"] * 2,
     }
