@@ -19,7 +19,7 @@ serve: $(VENV)/.base  ## install, run the Llumnix series of Figure 11 in simulat
 	$(BIN)/python -m analysis.plot fig=11
 
 figures: $(VENV)/.base  ## every experiment with all its series, then all figures and claim files
-	@failed=0; for file in conf/experiment/fig*.yaml; do \
+	@failed=0; for file in conf/experiment/fig*.yaml conf/experiment/ablation.yaml; do \
 	  name=$$(basename $$file .yaml); echo "== $$name"; \
 	  $(BIN)/python -m runners.serve experiment=$$name || failed=1; \
 	done; $(BIN)/python -m analysis.plot fig=all && exit $$failed

@@ -36,7 +36,8 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what is asked for; exit 2 with one sentence where nothing can be drawn."""
     asked = words.parse(argv, "analysis.plot", KEYS, DESCRIPTION, EXAMPLES)
-    known = sorted(path.stem.removeprefix("fig") for path in Path(figures.__path__[0]).glob("fig*.py"))
+    modules = {path.stem.removeprefix("fig"): path.stem for path in Path(figures.__path__[0]).glob("[!_]*.py")}
+    known = sorted(modules)
     which = asked.pop("fig", "")
     which = which.zfill(2) if which.isdecimal() else which
     if which not in (*known, "all"):
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = [
         problem
         for number in (known if which == "all" else [which])
-        if (problem := _draw(import_module(f"analysis.figures.fig{number}"), f"fig{number}", outputs, asked))
+        if (problem := _draw(import_module(f"analysis.figures.{modules[number]}"), modules[number], outputs, asked))
     ]
     if which != "all" or len(problems) == len(known):
         if problems:
@@ -71,7 +72,8 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
 
     A module of analysis.figures has EXPERIMENT (the directory of its runs), samples(runs) and draw(points, paper,
     synthetic), and VARIED if its runs differ in more than analysis.select expects; what it draws and what the claims
-    judge are the same samples.
+    judge are the same samples. One with report(points, notes) compares series with each other, and writes that where
+    others judge sentences of the paper.
     """
     console = words.console()
     found = load.runs(outputs, module.EXPERIMENT)
@@ -96,14 +98,18 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
         files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
     about = {
         "title": (module.__doc__ or name).splitlines()[0].rstrip("."),
-        "made_by": [_serve_command(module.EXPERIMENT, runs, wanted), f"python -m analysis.plot fig={name[3:]}"],
+        "made_by": [
+            _serve_command(module.EXPERIMENT, runs, wanted),
+            f"python -m analysis.plot fig={name.removeprefix('fig')}",
+        ],
         "runs": len(runs),
         "notes": notes,
     }
     title = f"Claims about {name}, judged on {len(runs)} runs"
+    report = module.report(points, notes) if hasattr(module, "report") else to_text(title, notes, results)
     files |= {
         ".csv": to_csv(points).encode(),
-        ".claim": to_text(title, notes, results).encode(),
+        ".claim": report.encode(),
         ".claim.json": to_json(name, about, results).encode(),
     }
     folder = outputs / module.EXPERIMENT / "figures"

@@ -60,10 +60,12 @@ class FreenessRule:
 
     priorities=False is blind to the service class (Llumnix-base). An instance with a high-priority request keeps all
     but `headroom_target_tokens` of its memory as headroom for it, so that its batch stays small enough to decode at
-    near-ideal speed (§6.4: 1,600 tokens for LLaMA-7B on an A10).
+    near-ideal speed (§6.4: 1,600 tokens for LLaMA-7B on an A10). defragment=False leaves the queue out of migration
+    freeness, as the released code does with load control off: a request that waits for memory moves nobody.
     """
 
     queue_demand: QueueDemand = QueueDemand.all_waiting
+    defragment: bool = True
     priorities: bool = True
     headroom_target_tokens: int = 1600
 
@@ -79,20 +81,26 @@ def headroom_blocks(load: InstanceLoad, rule: FreenessRule) -> float:
     return max(0.0, load.total_blocks - rule.headroom_target_tokens / load.block_size_tokens)
 
 
+def migration_batch(load: InstanceLoad, rule: FreenessRule) -> int:
+    """Return B of migration freeness: the running requests, plus one if any waits and the rule counts the queue."""
+    return load.running + (1 if load.waiting and rule.defragment else 0)
+
+
 def migration_freeness(load: InstanceLoad, rule: FreenessRule) -> float:
     """Freeness that decides who gives requests away and who takes them: (available - queue demand - headroom) / B.
 
-    B is the number of running requests, plus one if any waits: a blocked head of line then pulls freeness below zero
-    and makes its instance a source, which is the de-fragmentation rule. A draining instance holds a fake request of
-    infinite usage. +inf for an instance without requests.
+    A blocked head of line pulls freeness below zero and makes its instance a source, which is the de-fragmentation
+    rule. A draining instance holds a fake request of infinite usage. +inf for an instance without requests.
     """
     if load.draining:
         return -math.inf
-    requests = load.running + (1 if load.waiting else 0)
+    requests = migration_batch(load, rule)
     if requests == 0:
         return math.inf
-    waiting_tokens = load.head_tokens if rule.queue_demand is _HEAD_OF_LINE else load.waiting_tokens
-    free = load.free_blocks - load.watermark_blocks - waiting_tokens / load.block_size_tokens
+    free: float = load.free_blocks - load.watermark_blocks
+    if rule.defragment:
+        waiting_tokens = load.head_tokens if rule.queue_demand is _HEAD_OF_LINE else load.waiting_tokens
+        free -= waiting_tokens / load.block_size_tokens
     if rule.priorities and load.high_priority:
         free -= headroom_blocks(load, rule)
     return free / requests
@@ -139,3 +147,14 @@ def pooled(loads: Collection[InstanceLoad], rule: FreenessRule) -> InstanceLoad:
         waiting_tokens=sum(x.waiting_tokens for x in loads),
         head_tokens=sum(x.head_tokens for x in loads),
     )
+
+
+def requests_here(load: InstanceLoad) -> int:
+    """Requests that an instance has not finished, running or waiting: what a router that counts its own work knows."""
+    return load.running + load.waiting
+
+
+def kv_usage(load: InstanceLoad) -> float:
+    """Share of the KV cache that is used or wanted by the queue; above 1 where more is wanted than there is."""
+    used = load.total_blocks - load.free_blocks
+    return (used + load.waiting_tokens / load.block_size_tokens) / load.total_blocks

@@ -7,12 +7,15 @@ files, and nothing here averages over runs: that is what repeats and seeds are f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llumnix.errors import ConfigError
 from llumnix.request import Priority
 
 FloatArray = npt.NDArray[np.float64]
@@ -20,6 +23,25 @@ Columns = Mapping[str, Any]
 
 FINISHED = "finished"
 PERCENTILES = (50, 80, 95, 99)
+
+
+@dataclass(kw_only=True, slots=True)
+class Slo:
+    """Service level objective of a request: limits in seconds on its TTFT and its TPOT; None is no limit."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tpot_s"):
+            limit_s = getattr(self, name)
+            if limit_s is not None and not 0 < limit_s < math.inf:
+                raise ConfigError(f"slo.{name} must be a positive number of seconds, got {limit_s}.")
+
+    @property
+    def given(self) -> bool:
+        """True if there is a limit."""
+        return self.ttft_s is not None or self.tpot_s is not None
 
 
 def request_latency(columns: Columns) -> FloatArray:
@@ -41,7 +63,7 @@ def decode_latency(columns: Columns) -> FloatArray:
     """(end_s - first_token_s) / (output_tokens - 1), and 0 for a request of one token.
 
     The mean gap between a request's tokens after the first; stalls by preemption and migration are in it. Percentiles
-    are therefore over requests' means, not over gaps.
+    are therefore over requests' means, not over gaps. Load generators call it TPOT.
     """
     gaps = _floats(columns, "output_tokens") - 1.0
     span_s = _floats(columns, "end_s") - _floats(columns, "first_token_s")
@@ -73,6 +95,27 @@ def migration_gap(columns: Columns) -> FloatArray:
     migrations = _floats(columns, "migrations")
     moved = migrations > 0
     return np.where(moved, _floats(columns, "migration_gap_s") / np.where(moved, migrations, 1.0), np.nan)
+
+
+def meets_slo(columns: Columns, slo: Slo) -> npt.NDArray[np.bool_]:
+    """Finished, with TTFT <= slo.ttft_s and TPOT (decode latency) <= slo.tpot_s, of which one may be no limit."""
+    meets: npt.NDArray[np.bool_] = np.asarray(columns["status"], dtype=str) == FINISHED
+    for latency_s, limit_s in ((time_to_first_token, slo.ttft_s), (decode_latency, slo.tpot_s)):
+        if limit_s is not None:
+            meets &= latency_s(columns) <= limit_s
+    return meets
+
+
+def slo_attainment(columns: Columns, slo: Slo) -> float:
+    """Requests that meet the SLO / all requests, rejected and failed ones among them; NaN if there are none."""
+    meets = meets_slo(columns, slo)
+    return float(meets.mean()) if len(meets) else math.nan
+
+
+def goodput_per_s(columns: Columns, slo: Slo) -> float:
+    """Requests that meet the SLO / duration_s: the part of the throughput that was worth it; NaN if nothing ended."""
+    run_s = duration_s(columns)
+    return int(np.count_nonzero(meets_slo(columns, slo))) / run_s if run_s > 0 else math.nan
 
 
 def duration_s(columns: Columns) -> float:
@@ -118,8 +161,8 @@ LATENCIES: dict[str, Callable[[Columns], FloatArray]] = {
 }
 
 
-def summarize(columns: Columns) -> dict[str, float | int]:
-    """The flat scalars of summary.json, units in the keys.
+def summarize(columns: Columns, slo: Slo | None = None) -> dict[str, float | int]:
+    """The flat scalars of summary.json, units in the keys; with an SLO that is given, also how well it was met.
 
     Only requests with status "finished" enter latencies, losses and tokens; the others are counted by status. With
     more than one priority class the request-level keys come again for each, prefixed `normal_` and `high_`. A
@@ -128,16 +171,17 @@ def summarize(columns: Columns) -> dict[str, float | int]:
     columns = {name: np.asarray(column) for name, column in columns.items()}
     priority = columns["priority"]
     finished = np.asarray(columns["status"], dtype=str) == FINISHED
-    summary = _request_scalars(columns) | _run_scalars(columns, finished)
+    slo = slo or Slo()
+    summary = _request_scalars(columns, slo) | _run_scalars(columns, finished, slo)
     classes = [cls for cls in Priority if np.any(priority == cls)]
     if len(classes) > 1:
         for cls in classes:
-            of_class = _request_scalars(_rows(columns, priority == cls))
+            of_class = _request_scalars(_rows(columns, priority == cls), slo)
             summary |= {f"{cls.name.lower()}_{key}": value for key, value in of_class.items()}
     return summary
 
 
-def _request_scalars(columns: Columns) -> dict[str, float | int]:
+def _request_scalars(columns: Columns, slo: Slo) -> dict[str, float | int]:
     status = np.asarray(columns["status"], dtype=str)
     done = _rows(columns, status == FINISHED)
     preemptions, migrations = _floats(columns, "preemptions"), _floats(columns, "migrations")
@@ -152,16 +196,18 @@ def _request_scalars(columns: Columns) -> dict[str, float | int]:
     }
     for name, metric in LATENCIES.items():
         scalars |= _statistics(name, metric(done), PERCENTILES)
-    scalars |= _statistics("ttft", time_to_first_token(done), (99,))
+    scalars |= _statistics("ttft", time_to_first_token(done), PERCENTILES)
     scalars |= _statistics("preemption_loss", preemption_loss(done), ())
     scalars |= _statistics("exec", decode_execution_time(done), ())
     scalars |= _statistics("migration_downtime", migration_downtime(done), (99,))
     scalars |= _statistics("migration_gap", migration_gap(done), (99,))
     scalars |= _statistics("max_token_gap", _floats(done, "max_token_gap_s"), (99,))
+    if slo.given and len(status):
+        scalars["slo_attainment"] = slo_attainment(columns, slo)
     return scalars
 
 
-def _run_scalars(columns: Columns, finished: npt.NDArray[np.bool_]) -> dict[str, float | int]:
+def _run_scalars(columns: Columns, finished: npt.NDArray[np.bool_], slo: Slo) -> dict[str, float | int]:
     run_s = duration_s(columns)
     output_tokens = int(np.asarray(columns["output_tokens"])[finished].sum())
     prompt_tokens = int(np.asarray(columns["prompt_tokens"])[finished].sum())
@@ -176,6 +222,8 @@ def _run_scalars(columns: Columns, finished: npt.NDArray[np.bool_]) -> dict[str,
         scalars["finished_per_s"] = int(np.count_nonzero(finished)) / run_s
         scalars["output_tokens_per_s"] = output_tokens / run_s
         scalars["total_tokens_per_s"] = (prompt_tokens + output_tokens) / run_s
+        if slo.given:
+            scalars["goodput_per_s"] = goodput_per_s(columns, slo)
     return scalars
 
 

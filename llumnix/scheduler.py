@@ -13,12 +13,12 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from llumnix.load import FreenessRule, InstanceLoad, dispatch_freeness, migration_freeness
+from llumnix.load import InstanceLoad, migration_batch, migration_freeness
 from llumnix.policies import scaling
-from llumnix.policies.dispatch import DispatchRule
+from llumnix.policies.dispatch import DispatchRule, Merit, merit, two_of
 from llumnix.policies.migration import Pair, is_source, pair
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
@@ -41,28 +41,25 @@ class ReportSource(Protocol):
         """
 
 
-class FreenessRanking:
-    """The freest instance for one class of requests, found from upper bounds that are sharpened only where needed."""
+class Ranking:
+    """The best instance for one class of requests, found from upper bounds that are sharpened only where needed."""
 
-    def __init__(
-        self, instance_ids: Sequence[int], reports: ReportSource, rule: FreenessRule, priority: Priority
-    ) -> None:
+    def __init__(self, instance_ids: Sequence[int], reports: ReportSource, merit: Merit) -> None:
         self.touched = set(instance_ids)
         self._reports = reports
-        self._rule = rule
-        self._priority = priority
+        self._merit = merit
         self._entry: dict[int, tuple[float, int]] = {}
-        self._heap: list[tuple[float, int]] = []  # (-freeness bound, -instance id); live if it is the id's _entry
+        self._heap: list[tuple[float, int]] = []  # (-merit bound, -instance id); live if it is the id's _entry
 
-    def freest(self) -> int:
-        """Return the instance of highest freeness now; among equals the highest id, as the released code does."""
-        reports, rule, priority, entries = self._reports, self._rule, self._priority, self._entry
+    def best(self) -> int:
+        """Return the instance of highest merit now; among equals the highest id, as the released code does."""
+        reports, merit, entries = self._reports, self._merit, self._entry
         for instance_id in self.touched:
             first, second = reports.outlook(instance_id)
-            freeness = dispatch_freeness(first, rule, priority)
+            value = merit(first)
             if second is not first:
-                freeness = max(freeness, dispatch_freeness(second, rule, priority))
-            self._enter(instance_id, freeness)
+                value = max(value, merit(second))
+            self._enter(instance_id, value)
         self.touched.clear()
         if len(self._heap) > 4 * len(entries) + 64:
             self._heap = sorted(entries.values())
@@ -74,10 +71,10 @@ class FreenessRanking:
                 heapq.heappop(heap)
                 continue
             load = reports.latest(instance_id)
-            freeness = dispatch_freeness(load, rule, priority)
-            if freeness == -top[0]:
+            value = merit(load)
+            if value == -top[0]:
                 return instance_id
-            self._enter(instance_id, freeness)
+            self._enter(instance_id, value)
             if load is not reports.outlook(instance_id)[1]:
                 self.touched.add(instance_id)  # the second load of its outlook is still to come
 
@@ -86,22 +83,30 @@ class FreenessRanking:
         self.touched.discard(instance_id)
         self._entry.pop(instance_id, None)
 
-    def _enter(self, instance_id: int, freeness: float) -> None:
-        entry = (-freeness, -instance_id)
+    def _enter(self, instance_id: int, value: float) -> None:
+        entry = (-value, -instance_id)
         self._entry[instance_id] = entry
         heapq.heappush(self._heap, entry)
 
 
 class GlobalScheduler:
-    """Decides where requests start, which instances exchange them, and how many instances there are."""
+    """Decides where requests start, which instances exchange them, and how many instances there are.
 
-    def __init__(self, spec: Scheduler, instance_ids: Sequence[int], reports: ReportSource) -> None:
+
+    `uniform` draws numbers from [0, 1), for rules that choose at random: the same numbers give the same choices.
+    """
+
+    def __init__(
+        self, spec: Scheduler, instance_ids: Sequence[int], reports: ReportSource, uniform: Callable[[], float]
+    ) -> None:
         self.spec = spec
         self._ids = sorted(instance_ids)
         self._reports = reports
+        self._uniform = uniform
         self._in_turn = spec.dispatch is DispatchRule.round_robin
+        self._of_two = spec.dispatch is DispatchRule.power_of_two
         self._turn = 0
-        self._rankings: dict[Priority, FreenessRanking] = {}  # of the classes that have occurred
+        self._rankings: dict[Priority, Ranking] = {}  # of the classes that have occurred
         self._quiet_until: dict[int, float] = dict.fromkeys(self._ids, -math.inf)
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
@@ -118,16 +123,19 @@ class GlobalScheduler:
     def dispatch(self, priority: Priority) -> int:
         """Choose the instance for a new request."""
         if self.spec.dispatch is DispatchRule.first:
-            return self._ids[0]
+            return next(i for i in self._ids if i not in self._draining)
         if self._in_turn:
             while True:
                 instance_id = self._ids[self._turn % len(self._ids)]
                 self._turn += 1
                 if instance_id not in self._draining:
                     return instance_id
+        if self._of_two:
+            return self._better_of_two(priority)
         if priority not in self._rankings:
-            self._rankings[priority] = FreenessRanking(self._ids, self._reports, self.spec.freeness, priority)
-        return self._rankings[priority].freest()
+            value = merit(self.spec.dispatch, self.spec.freeness, priority)
+            self._rankings[priority] = Ranking(self._ids, self._reports, value)
+        return self._rankings[priority].best()
 
     def migration_round(self, now: float) -> list[Pair]:
         """Pair sources with destinations and return the pairs that can start now: neither side is in a migration."""
@@ -205,6 +213,13 @@ class GlobalScheduler:
         for ranking in self._rankings.values():
             ranking.forget(instance_id)
 
+    def _better_of_two(self, priority: Priority) -> int:
+        """Draw two instances and return the better one; the first drawn if they are equal."""
+        ids = [i for i in self._ids if i not in self._draining] if self._draining else self._ids
+        one, other = (ids[place] for place in two_of(len(ids), self._uniform(), self._uniform()))
+        value = merit(self.spec.dispatch, self.spec.freeness, priority)
+        return other if value(self._reports.latest(other)) > value(self._reports.latest(one)) else one
+
     def _is_source(self, instance_id: int, now: float) -> bool:
         """Tell whether an instance is a source; if not, note how long it cannot become one unless touched for worse.
 
@@ -217,8 +232,7 @@ class GlobalScheduler:
         if not is_source(second, freeness, policy) and (
             first is second or not is_source(first, migration_freeness(first, rule), policy)
         ):
-            requests = second.running + (1 if second.waiting else 0)
-            spare = (freeness - policy.out_threshold_blocks) * requests
+            spare = (freeness - policy.out_threshold_blocks) * migration_batch(second, rule)
             until = self._reports.earliest_loss(instance_id, spare) if second.running else math.inf
             if until > now:
                 self._quiet_until[instance_id] = until if policy.out_threshold_blocks >= 0 else now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,7 +17,7 @@ REPEAT_JITTER_S = 0.004
 """Standard deviation (s) of the noise that separates two repeats: about that of a client's sleep and a network hop."""
 
 # Keys of the generators drawn from the seed here; the traces use smaller ones (llumnix.traces.base).
-_PRIORITY, _JITTER = 10, 11
+_PRIORITY, _JITTER, _DISPATCH = 10, 11, 12
 
 
 def build(
@@ -55,6 +56,11 @@ def build(
         dropped=lengths.dropped,
         sha256=_sha256(arrival_s, lengths.prompt_tokens, lengths.output_tokens, priority),
     )
+
+
+def dispatch_choices(seed: int, repeat: int) -> Callable[[], float]:
+    """Return what a dispatcher that chooses at random draws from [0, 1): of the same seed, apart from the workload."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_DISPATCH, repeat))).random
 
 
 def _check(*, seed: int, repeat: int, num_requests: int, high_priority_fraction: float) -> None:

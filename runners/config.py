@@ -19,6 +19,7 @@ from llumnix.engines.sim.spec import SimEngine
 from llumnix.engines.spec import EngineSpec
 from llumnix.engines.stub.spec import StubEngine
 from llumnix.errors import ConfigError
+from llumnix.metrics import Slo
 from llumnix.policies.spec import Scheduler
 
 NOT_RESULT = frozenset({"name", "force", "dry_run", "fail_fast", "exclude", "ray"})
@@ -30,8 +31,9 @@ class ServeConfig:
     """One run: a workload on a cluster under a scheduler.
 
     `name` is the directory under outputs/. `seed` draws new lengths and arrivals; `repeat` keeps them and moves each
-    arrival by a few milliseconds. `qps` may be null for traces served at their recorded times. `exclude` lists
-    combinations of options and values that a figure does not have.
+    arrival by a few milliseconds. `qps` may be null for traces served at their recorded times. `slo` is what the
+    summary is to judge requests by, and nothing that they are served by. `exclude` lists combinations of options and
+    values that a figure does not have.
     """
 
     name: str = "serve"
@@ -48,6 +50,7 @@ class ServeConfig:
     arrivals: arrivals.Arrivals = MISSING
     scheduler: Scheduler = MISSING
     engine: EngineSpec = MISSING
+    slo: Slo = field(default_factory=Slo)
     ray: RayOptions = field(default_factory=RayOptions)
     force: bool = False
     dry_run: bool = False

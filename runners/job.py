@@ -36,6 +36,7 @@ from runners.sweep import SweepLog, chosen, is_excluded
 if TYPE_CHECKING:
     from llumnix.cluster.real.warm import WarmEngines
     from llumnix.cluster.result import RunResult
+    from llumnix.metrics import Slo
     from llumnix.request import Workload
     from runners.rundir import RunDirectory
 
@@ -111,9 +112,11 @@ def perform(config: ServeConfig, progress: Progress | None) -> tuple[Workload, R
 def _simulate(config: ServeConfig, engine: SimEngine, requests: Workload, progress: Progress | None) -> RunResult:
     from llumnix.cluster.virtual import simulate
     from llumnix.engines.sim.cost import CostModel
+    from llumnix.workload import dispatch_choices
 
     cost = CostModel(config.gpu.cost_of(config.model), config.model.kv_bytes_per_token)
-    return simulate(requests, config.cluster, engine, cost, config.scheduler, progress=progress)
+    uniform = dispatch_choices(config.seed, config.repeat)
+    return simulate(requests, config.cluster, engine, cost, config.scheduler, uniform=uniform, progress=progress)
 
 
 def _serve(config: ServeConfig, engine: RealEngine, requests: Workload, progress: Progress | None) -> RunResult:
@@ -186,7 +189,7 @@ def _run_locked(
     try:
         requests, result = perform(config, progress)
         with directory.publishing() as part:
-            _write(part, asked, requests, result, started)
+            _write(part, asked, requests, result, config.slo, started)
     except ConfigError as error:
         outcome.state, outcome.message, outcome.directory = State.INVALID, one_sentence(error), ""
     except Exception as error:
@@ -203,7 +206,7 @@ def _run_locked(
     return outcome
 
 
-def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunResult, started: float) -> None:
+def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunResult, slo: Slo, started: float) -> None:
     """Write all files of a finished run. What is inside the parquet files depends on the configuration alone."""
     from llumnix import metrics, record
     from runners.rundir import RUN, SUMMARY
@@ -221,7 +224,7 @@ def _write(part: Path, asked: dict[str, Any], requests: Workload, result: RunRes
     record.write_table(part / "instances.parquet", record.INSTANCES, result.instances, same_for_all)
     if result.steps is not None:
         record.write_table(part / "steps.parquet", record.STEPS, result.steps, same_for_all)
-    summary = metrics.summarize(result.requests) | result.scalars
+    summary = metrics.summarize(result.requests, slo) | result.scalars
     if result.sizes is not None:
         summary |= metrics.resource_cost(result.sizes)
     record.write_json(part / SUMMARY, summary)

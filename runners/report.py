@@ -14,6 +14,9 @@ from runners.outcome import Outcome, State
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from runners.capacity import Answer, Find
+    from runners.objective import Objective
+
 SMALL_SWEEP = 12
 WITH_RESULTS = (State.DONE, State.SKIPPED)
 FAILURES = (State.FAILED, State.INVALID)
@@ -101,6 +104,9 @@ def run_table(outcome: Outcome) -> None:
     console = _console()
     console.print(table)
     counts = [f"{summary[key]} {name}" for key, name in COUNTS.items() if summary.get(key)]
+    if "slo_attainment" in summary:
+        goodput = f", goodput {summary['goodput_per_s']:.4g} requests/s" if "goodput_per_s" in summary else ""
+        counts.append(f"{summary['slo_attainment']:.1%} within the SLO{goodput}")
     console.print(", ".join(counts))
 
 
@@ -112,6 +118,30 @@ COUNTS = {
     "migrations": "migrations",
     "migrated_requests": "requests migrated",
 }
+
+
+def capacity_table(answers: Sequence[Answer], objective: Objective, find: Find) -> None:
+    """What was found, a row per job; the last column compares it with the first row."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in answers[0].settings:
+        table.add_column(key)
+    table.add_column("highest rate (1/s)" if find == "rate" else "fewest instances", justify="right")
+    table.add_column("measured there (limit)")
+    table.add_column("probes", justify="right")
+    table.add_column("run now", justify="right")
+    if len(answers) > 1:
+        table.add_column("to the first", justify="right")
+    first = answers[0].number
+    for answer in answers:
+        number = answer.number
+        shown = "none" if number is None else f"{'over ' if answer.unbounded else ''}{number:.6g}"
+        there = objective.show(answer.probes[number]) if number in answer.probes else "-"
+        ratio = f"{number / first:.2f}x" if number is not None and first else "-"
+        cells = [*answer.settings.values(), shown, there, str(len(answer.probes)), str(answer.runs)]
+        table.add_row(*cells, *([ratio] if len(answers) > 1 else []))
+    _console().print(table)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from runners.config import NOT_RESULT
 
 
 def job_config(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides the results."""
-    return {key: value for key, value in resolved.items() if key not in NOT_RESULT}
+    """The part of a resolved configuration that decides the results: with an SLO only where one is given."""
+    no_slo = not any(limit_s is not None for limit_s in resolved["slo"].values())
+    return {key: value for key, value in resolved.items() if key not in NOT_RESULT and not (key == "slo" and no_slo)}
 
 
 def run_id(job: Mapping[str, Any], schema_version: int) -> str:

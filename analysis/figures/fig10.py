@@ -91,11 +91,11 @@ def _decode_step_s(run: dict[str, Any]) -> float:
 def _panel(ax: Axes, points: pd.DataFrame, paper: pd.DataFrame) -> None:
     for line, (model, of_model) in zip(LINES, points.groupby("row", sort=False), strict=False):
         for series, ours in of_model.groupby("series", sort=False):
-            style = {"color": COLOURS[str(series)], "marker": MARKERS[str(series)]}
+            colour, marker = COLOURS[str(series)], MARKERS[str(series)]
             half = ours["ci_high"] - ours["value"]
-            ax.errorbar(ours["x"], ours["value"], half, ls=line, mew=0, capsize=2, **style)
+            ax.errorbar(ours["x"], ours["value"], half, ls=line, color=colour, marker=marker, mew=0, capsize=2)
             theirs = paper[(paper["row"] == model) & (paper["series"] == series)]
-            ax.plot(theirs["x"], theirs["value"], ls="", marker=style["marker"], mfc="none", mec=style["color"], ms=8)
+            ax.plot(theirs["x"], theirs["value"], ls="", marker=marker, mfc="none", mec=colour, ms=8)
     ax.set_xscale("log", base=2)
     ticks = sorted(points["x"].unique())
     ax.set_xticks(ticks, [f"{x / 1024:g}k" if x >= 1024 else f"{x:g}" for x in ticks])

@@ -44,13 +44,15 @@ def simulate(
     cost: CostModel,
     scheduler: Scheduler,
     *,
+    uniform: Callable[[], float],
     progress: Callable[[int, int], None] | None = None,
 ) -> RunResult:
     """Serve `workload` in virtual time until every request has ended.
 
-    `progress(done, total)` is called about every hundredth of the requests.
+    `uniform` draws from [0, 1) for dispatch rules that choose at random. `progress(done, total)` is called about every
+    hundredth of the requests.
     """
-    virtual = VirtualCluster(workload, cluster, engine, cost, scheduler)
+    virtual = VirtualCluster(workload, cluster, engine, cost, scheduler, uniform)
     collecting = gc.isenabled()
     gc.disable()  # a run makes many objects that all live to its end, which the collector would visit for nothing
     try:
@@ -70,6 +72,7 @@ class VirtualCluster:
         engine: SimEngine,
         cost: CostModel,
         scheduler: Scheduler,
+        uniform: Callable[[], float],
         instance_type: type[SimInstance] = SimInstance,
     ) -> None:
         blocks = cluster.kv_blocks if cluster.kv_blocks is not None else cost.spec.kv_blocks
@@ -95,7 +98,7 @@ class VirtualCluster:
                 f"cluster.instances={cluster.instances} must lie between scheduler.scaling.min_instances="
                 f"{scaling.min_instances} and max_instances={scaling.max_instances}: it is the number to begin with."
             )
-        self.scheduler = GlobalScheduler(scheduler, range(cluster.instances), self)
+        self.scheduler = GlobalScheduler(scheduler, range(cluster.instances), self, uniform)
 
         def build(instance_id: int) -> SimInstance:
             return instance_type(

@@ -224,5 +224,5 @@ def test_unwritable_outputs_are_one_sentence(tmp_path: Path, serve: Serve, words
 def test_help_and_the_plan_of_an_experiment(serve: Serve) -> None:
     shown = serve("--help")
     assert shown.returncode == 0
-    for words in ("experiment=fig11", "scheduler: infaas, llumnix", "Exit codes", "outputs/<name>/runs"):
+    for words in ("experiment=fig11", "scheduler: infaas, least_kv", "Exit codes", "outputs/<name>/runs"):
         assert words in shown.stdout

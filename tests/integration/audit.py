@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
+from cases import CHOICES
+
 from llumnix.cluster.virtual import VirtualCluster
 from llumnix.load import InstanceLoad, dispatch_freeness
 from llumnix.policies import scaling
@@ -17,6 +21,7 @@ class Audit:
     def __init__(self, cluster: VirtualCluster, spec: Scheduler) -> None:
         self.dispatches = self.rounds = self.started = 0
         self._cluster, self._spec = cluster, spec
+        self._uniform = random.Random(CHOICES).random
         self._busy: list[int] = []
         self._paired: set[Pair] = set()
         scheduler = cluster.scheduler
@@ -38,16 +43,36 @@ class Audit:
         chosen = self._dispatch(priority)
         serving = [x for x in self._loads() if not x.draining]
         assert chosen in [x.instance_id for x in serving], f"dispatch {self.dispatches} goes where nothing serves"
+        expected = self._expected(serving, priority)
         if self._spec.dispatch is DispatchRule.round_robin and self._spec.scaling.enabled:
             expected = chosen  # whose turn it is depends on who came and went
-        elif self._spec.dispatch is DispatchRule.round_robin:
-            expected = self.dispatches % len(self._cluster.instances)
-        else:
-            freeness = {x.instance_id: dispatch_freeness(x, self._spec.freeness, priority) for x in self._loads()}
-            expected = max(i for i in freeness if freeness[i] == max(freeness.values()))
-        assert chosen == expected, f"dispatch {self.dispatches} goes to {chosen}, the freest is {expected}"
+        assert chosen == expected, f"dispatch {self.dispatches} goes to {chosen}, the best is {expected}"
         self.dispatches += 1
         return chosen
+
+    def _expected(self, loads: list[InstanceLoad], priority: Priority) -> int:
+        match self._spec.dispatch:
+            case DispatchRule.round_robin:
+                return self.dispatches % len(loads)
+            case DispatchRule.first:
+                return loads[0].instance_id
+            case DispatchRule.power_of_two:
+                one = loads.pop(int(self._uniform() * len(loads)))
+                other = int(self._uniform() * len(loads))
+                rival = loads[other] if loads else one
+                fewer = rival.running + rival.waiting < one.running + one.waiting
+                return rival.instance_id if fewer else one.instance_id
+            case DispatchRule.freest:
+                cost = {x.instance_id: -dispatch_freeness(x, self._spec.freeness, priority) for x in loads}
+            case DispatchRule.least_requests:
+                cost = {x.instance_id: x.running + x.waiting for x in loads}
+            case DispatchRule.least_kv:
+                wanted = {x.instance_id: x.waiting_tokens / x.block_size_tokens for x in loads}
+                cost = {
+                    x.instance_id: (x.total_blocks - x.free_blocks + wanted[x.instance_id]) / x.total_blocks
+                    for x in loads
+                }
+        return max(i for i in cost if cost[i] == min(cost.values()))
 
     def migration_round(self, now: float) -> list[Pair]:
         pairs = self._migration_round(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from llumnix.policies.scaling import ScalingPolicy, Victim
 from llumnix.policies.spec import LoadReports, QueueOrder, Scheduler
 from llumnix.request import Workload
 
+CHOICES = 7
+"""Seed of what a dispatcher that chooses at random draws."""
 EXAMPLES = os.environ.get("LLUMNIX_EXAMPLES")
 """How many random cases each property gets; unset: few, and the same ones every time."""
 
@@ -50,7 +53,8 @@ class Case:
         """Return the cluster before its run; on fast instances unless another type is given."""
         chosen = {} if instance_type is None else {"instance_type": instance_type}
         cost = CostModel(self.step_cost, self.kv_bytes_per_token)
-        return VirtualCluster(self.workload, self.cluster, self.engine, cost, self.scheduler, **chosen)
+        uniform = random.Random(CHOICES).random
+        return VirtualCluster(self.workload, self.cluster, self.engine, cost, self.scheduler, uniform, **chosen)
 
     def run(self, instance_type: Any = None) -> RunResult:
         """Return the result of one run."""
@@ -197,11 +201,12 @@ def schedulers(
     out_blocks = draw(st.sampled_from([-3.0, 0.0, 3.0, 10.0, 50.0, 1000.0]))
     return Scheduler(
         name="test",
-        dispatch=draw(st.sampled_from([DispatchRule.freest, DispatchRule.freest, DispatchRule.round_robin])),
+        dispatch=draw(st.sampled_from([DispatchRule.freest, *DispatchRule])),
         load_reports=load_reports or draw(st.sampled_from(LoadReports)),
         queue_order=draw(st.sampled_from(QueueOrder)),
         freeness=FreenessRule(
             queue_demand=draw(st.sampled_from(QueueDemand)),
+            defragment=draw(st.sampled_from([True, True, False])),
             priorities=draw(st.booleans()),
             headroom_target_tokens=draw(st.sampled_from([0, 50, 100])),
         ),

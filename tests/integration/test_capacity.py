@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from cases import Case, examples, workload
@@ -100,7 +102,9 @@ def test_blocks_come_from_the_cluster_or_else_from_the_gpu() -> None:
     def total_blocks(kv_blocks: int | None, measured: int) -> int:
         cost = CostModel(StepCost(kv_blocks=measured, decode_base_ms=25), 1)
         spec = ClusterSpec(instances=1, kv_blocks=kv_blocks)
-        return VirtualCluster(workload([]), spec, SimEngine(), cost, Scheduler()).instances[0].total_blocks
+        return (
+            VirtualCluster(workload([]), spec, SimEngine(), cost, Scheduler(), random.random).instances[0].total_blocks
+        )
 
     assert total_blocks(None, 783) == 783
     assert total_blocks(10, 783) == 10

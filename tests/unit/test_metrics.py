@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llumnix import metrics
+from llumnix.errors import ConfigError
+from llumnix.metrics import Slo
 
 NAN = math.nan
 
@@ -70,6 +72,53 @@ def test_summary_counts_everything_but_averages_only_what_finished() -> None:
     assert (summary["migrations"], summary["migrated_requests"]) == (2, 1)
     assert summary["migration_downtime_mean_s"] == pytest.approx(0.025)
     assert summary["max_token_gap_p99_s"] == pytest.approx(5.95)
+
+
+def test_ttft_is_from_sending_and_has_all_percentiles() -> None:
+    summary = metrics.summarize(table())  # 1.0, 1.5 and 5.0 s
+    assert summary["ttft_p50_s"] == 1.5
+    assert summary["ttft_p80_s"] == pytest.approx(3.6)
+    assert summary["ttft_p99_s"] == pytest.approx(4.93)
+
+
+@pytest.mark.parametrize(
+    ("slo", "meets"),
+    [
+        (Slo(ttft_s=1.5), [True, True, False, False]),  # 1.0, 1.5, 5.0 and none, since it was rejected
+        (Slo(tpot_s=1.0), [True, False, True, False]),  # 1.0, 4.0 and 0 for the request of one token
+        (Slo(ttft_s=1.2, tpot_s=1.0), [True, False, False, False]),
+        (Slo(), [True, True, True, False]),
+    ],
+)
+def test_an_slo_by_hand(slo: Slo, meets: list[bool]) -> None:
+    columns = table()
+    assert metrics.meets_slo(columns, slo).tolist() == meets
+    assert metrics.slo_attainment(columns, slo) == sum(meets) / 4
+    assert metrics.goodput_per_s(columns, slo) == sum(meets) / 11.0
+    summary = metrics.summarize(columns, slo)
+    if slo.given:
+        assert summary["slo_attainment"] == sum(meets) / 4
+        assert summary["normal_slo_attainment"] == sum(meets[i] for i in (0, 1, 3)) / 3
+        assert summary["high_slo_attainment"] == float(meets[2])
+        assert summary["goodput_per_s"] == sum(meets) / 11.0
+
+
+def test_without_an_slo_the_summary_says_nothing_of_one() -> None:
+    assert metrics.summarize(table(), Slo()) == metrics.summarize(table())
+    assert not [key for key in metrics.summarize(table()) if "slo" in key or "goodput" in key]
+
+
+def test_an_slo_on_nothing_is_no_number() -> None:
+    nothing: dict[str, Any] = {name: [] for name in table()}
+    assert math.isnan(metrics.slo_attainment(nothing, Slo(ttft_s=1)))
+    assert math.isnan(metrics.goodput_per_s(nothing, Slo(ttft_s=1)))
+    assert "slo_attainment" not in metrics.summarize(nothing, Slo(ttft_s=1))
+
+
+@pytest.mark.parametrize("limit_s", [0.0, -1.0, math.inf, NAN])
+def test_a_limit_that_is_no_time_is_refused(limit_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"slo\.tpot_s must be a positive number of seconds"):
+        Slo(tpot_s=limit_s)
 
 
 def test_rates_and_throughput_are_per_second_of_the_run() -> None:
@@ -139,6 +188,11 @@ def test_bounds_hold_for_every_run(rows: list[tuple[float, float, float, int, in
         assert ladder[0] >= -1e-9
         assert summary[f"{name}_mean_s"] >= -1e-9
     assert summary["prefill_latency_mean_s"] <= summary["request_latency_mean_s"] + 1e-6
+    columns = {"status": np.full(n, "finished"), "sent_s": arrival, "first_token_s": arrival + queue}
+    columns |= {"arrival_s": arrival, "end_s": arrival + queue + decode, "output_tokens": output}
+    attained = [metrics.slo_attainment(columns, Slo(ttft_s=limit_s)) for limit_s in (1e-3, 10.0, 1e3, 2e4)]
+    assert attained == sorted(attained)
+    assert attained[-1] == 1.0
     assert summary["request_latency_p99_s"] <= summary["duration_s"] + 1e-6
     if "high_requests" in summary:
         assert summary["high_requests"] + summary["normal_requests"] == n

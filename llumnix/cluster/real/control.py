@@ -7,14 +7,15 @@ that a decision leads to. No token and no KV block passes here. All state is reb
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import Pair
-from llumnix.policies.spec import Scheduler
+from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.request import Priority
 from llumnix.scheduler import GlobalScheduler
 
@@ -38,6 +39,7 @@ class Control:
 
     `start_migration(pair, ended)` carries out a pair without blocking and calls `ended(moved)` afterwards. It is the
     scheduler's ReportSource: the outlook is the last report, since every newer one is announced with touch().
+    load_reports=immediate adds to it the requests sent since, of which the instance cannot have told yet.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Control:
         *,
         report_limit_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._spec = spec
         self._start_migration = start_migration
         self._report_limit_s = report_limit_s
         self._clock = clock
+        self._uniform = uniform
+        self._counts_own = spec.load_reports is LoadReports.immediate
         self._lock = threading.RLock()
         self._last: dict[int, _Last] = {}
         self._moves: set[Pair] = set()
@@ -101,7 +106,12 @@ class Control:
             self._forget_silent()
             if self._scheduler is None:
                 raise NoInstance("no instance has reported to the global scheduler")
-            return self._scheduler.dispatch(priority)
+            chosen = self._scheduler.dispatch(priority)
+            if self._counts_own:
+                last = self._last[chosen]
+                last.load = replace(last.load, waiting=last.load.waiting + 1)
+                self._scheduler.touch(chosen)
+            return chosen
 
     def traffic(self) -> dict[str, int]:
         """Count the control messages so far: load reports, migration rounds, pairs started; and known instances."""
@@ -158,7 +168,7 @@ class Control:
     def _rebuild(self) -> None:
         """Schedule over the instances known now; migrations under way keep both their sides busy."""
         ids: Sequence[int] = sorted(self._last)
-        self._scheduler = GlobalScheduler(self._spec, ids, self) if ids else None
+        self._scheduler = GlobalScheduler(self._spec, ids, self, self._uniform) if ids else None
         if self._scheduler is not None:
             for pair in self._moves:
                 self._scheduler.migration_started(pair)

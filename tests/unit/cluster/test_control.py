@@ -8,8 +8,9 @@ import pytest
 
 from llumnix.cluster.real.control import Control, NoInstance
 from llumnix.load import InstanceLoad
+from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import MigrationPolicy, Pair
-from llumnix.policies.spec import Scheduler
+from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.request import Priority
 
 
@@ -42,6 +43,34 @@ def test_requests_go_to_the_freest_of_the_last_reports() -> None:
     assert control.dispatch(Priority.NORMAL) == 0
     control.report(load(0, 10))
     assert control.dispatch(Priority.NORMAL) == 1
+
+
+def test_a_router_counts_what_it_has_sent_before_the_instances_tell() -> None:
+    spec = Scheduler(dispatch=DispatchRule.least_requests, load_reports=LoadReports.immediate)
+    control = Control(spec, lambda pair, ended: None)
+    for instance_id, running in enumerate((1, 2, 4)):
+        control.report(load(instance_id, 50, running))
+    assert [control.dispatch(Priority.NORMAL) for _ in range(5)] == [0, 1, 0, 1, 0]  # 1, 2, 2, 3, 3 of its own
+    control.report(load(0, 50, 0))
+    assert control.dispatch(Priority.NORMAL) == 0
+
+
+def test_stale_reports_are_all_that_the_released_scheduler_sees() -> None:
+    control = Control(Scheduler(dispatch=DispatchRule.least_requests), lambda pair, ended: None)
+    control.report(load(0, 50, 1))
+    control.report(load(1, 50, 2))
+    assert [control.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 0, 0, 0]
+
+
+def test_two_choices_stay_within_the_instances_that_report() -> None:
+    draws = iter([0.0, 0.9, 0.9, 0.0])
+    spec = Scheduler(dispatch=DispatchRule.power_of_two)
+    control = Control(spec, lambda pair, ended: None, uniform=draws.__next__)
+    for instance_id in (0, 1, 2):
+        control.report(load(instance_id, 50, instance_id + 1))
+    assert control.dispatch(Priority.NORMAL) == 0  # of 0 and 2
+    control.instance_down(0)
+    assert control.dispatch(Priority.NORMAL) == 1  # of 2 and 1
 
 
 def test_an_instance_that_is_down_or_silent_gets_nothing_until_it_reports() -> None:

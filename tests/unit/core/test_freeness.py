@@ -70,6 +70,16 @@ def test_a_blocked_head_of_line_makes_a_fragmented_instance_a_source(rule: Freen
 
 
 @BOTH
+def test_without_defragmentation_the_queue_makes_no_source(rule: FreenessRule) -> None:
+    blind = replace(rule, defragment=False)
+    assert migration_freeness(QUEUED, blind) == (62 - 2) / 4  # neither its demand nor one request more
+    assert migration_freeness(replace(QUEUED, high_priority=1), blind) == (62 - 2 - 37.5) / 4
+    assert migration_freeness(replace(QUEUED, running=0), blind) == math.inf
+    assert migration_freeness(replace(QUEUED, draining=True), blind) == -math.inf
+    assert dispatch_freeness(QUEUED, blind) == dispatch_freeness(QUEUED, rule)
+
+
+@BOTH
 def test_an_instance_without_requests_is_freest_even_without_memory(rule: FreenessRule) -> None:
     assert migration_freeness(replace(IDLE, free_blocks=0), rule) == math.inf
     assert dispatch_freeness(replace(IDLE, free_blocks=0), rule) == math.inf

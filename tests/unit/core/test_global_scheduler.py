@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -55,14 +56,21 @@ class Reports:
         self.loads[instance_id] = self.next_loads[instance_id]
 
 
+def never() -> float:
+    raise AssertionError("a rule that does not choose at random has drawn a number")
+
+
 def scheduler(
-    reports: Reports, *, persistent: bool = False, rule: DispatchRule = DispatchRule.freest
+    reports: Reports,
+    *,
+    persistent: bool = False,
+    rule: DispatchRule = DispatchRule.freest,
+    draws: Callable[[], float] = never,
 ) -> GlobalScheduler:
     policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3, persistent_pairs=persistent)
     freeness = FreenessRule(priorities=True, headroom_target_tokens=480)
-    return GlobalScheduler(
-        Scheduler(dispatch=rule, freeness=freeness, migration=policy), range(len(reports.loads)), reports
-    )
+    spec = Scheduler(dispatch=rule, freeness=freeness, migration=policy)
+    return GlobalScheduler(spec, range(len(reports.loads)), reports, draws)
 
 
 # --- dispatch
@@ -74,7 +82,7 @@ def test_round_robin_takes_turns_whatever_the_load() -> None:
 
 
 def test_round_robin_goes_by_instance_id_in_whatever_order_they_were_given() -> None:
-    turns = GlobalScheduler(Scheduler(dispatch=DispatchRule.round_robin), [2, 0, 1], Reports(1, 2, 3))
+    turns = GlobalScheduler(Scheduler(dispatch=DispatchRule.round_robin), [2, 0, 1], Reports(1, 2, 3), never)
     assert [turns.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 1, 2, 0]
 
 
@@ -209,6 +217,16 @@ def test_an_instance_with_blocks_to_spare_is_not_read_while_it_cannot_have_lost_
     assert rounds.migration_round(9.9) == []
     assert reports.reads == reads
     assert rounds.migration_round(10.0) == [Pair(0, 1)]
+
+
+@pytest.mark.parametrize(("defragment", "spare"), [(True, 8 * 5 - 3 * 5), (False, 10 * 4 - 3 * 4)])
+def test_blocks_to_spare_are_those_of_the_batch_that_freeness_counts(defragment: bool, spare: float) -> None:
+    reports = Reports(0)
+    reports.loads[0] = replace(EMPTY, running=4, waiting=2, free_blocks=40)
+    policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3)
+    spec = Scheduler(freeness=FreenessRule(defragment=defragment), migration=policy)
+    assert GlobalScheduler(spec, [0], reports, never).migration_round(0.0) == []
+    assert reports.asked == [(0, pytest.approx(spare))]
 
 
 def test_a_touch_ends_the_quiet_time() -> None:

@@ -45,3 +45,11 @@ def test_what_changes_numbers_does_count(override: str) -> None:
 def test_other_versions_of_the_records_are_other_runs_and_order_of_keys_is_nothing() -> None:
     assert run_id({"a": 1, "b": 2}, 1) == run_id({"b": 2, "a": 1}, 1)
     assert run_id({"a": 1}, 1) != run_id({"a": 1}, 2)
+
+
+def test_an_slo_names_a_run_only_where_it_is_given() -> None:
+    """The summary of such a run says more; one without keeps its name."""
+    none = job_config({"qps": 1.0, "slo": {"ttft_s": None, "tpot_s": None}})
+    assert none == {"qps": 1.0}
+    given = job_config({"qps": 1.0, "slo": {"ttft_s": 2.0, "tpot_s": None}})
+    assert run_id(given, 1) != run_id(none, 1)
