@@ -279,7 +279,7 @@ def scaled(
     policy = MigrationPolicy(enabled=True, out_threshold_blocks=3, in_threshold_blocks=3, persistent_pairs=persistent)
     scaling = ScalingPolicy(enabled=True, low_blocks=low, width_blocks=20)
     return GlobalScheduler(
-        Scheduler(dispatch=rule, migration=policy, scaling=scaling), range(len(reports.loads)), reports
+        Scheduler(dispatch=rule, migration=policy, scaling=scaling), range(len(reports.loads)), reports, never
     )
 
 

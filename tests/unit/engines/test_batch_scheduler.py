@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_without_the_time_of_scheduling_it_is_the_simulator(requests: list[tuple
         sent, SPEC, COST, AtNoCost(GlobalScheduling(SCHEDULER, SPEC, BLOCKS)), None, BLOCKS, clock=lambda: 0
     )
     served.run()
-    expected = simulate(sent, SPEC, SimEngine(), COST, SCHEDULER).requests
+    expected = simulate(sent, SPEC, SimEngine(), COST, SCHEDULER, uniform=random.random).requests
     assert [r.first_token_ps / PS_PER_S for r in served.requests] == list(expected["first_token_s"])
     assert [r.last_token_ps / PS_PER_S for r in served.requests] == list(expected["end_s"])
     assert [r.exec_ps / PS_PER_S for r in served.requests] == list(expected["exec_s"])
@@ -70,7 +71,7 @@ def test_without_the_time_of_scheduling_it_is_the_simulator(requests: list[tuple
 
 def test_the_comparison_reaches_preemption() -> None:
     sent = workload([(0, 16, 40), (1, 16, 40), (1, 16, 40)])
-    assert sum(simulate(sent, SPEC, SimEngine(), COST, SCHEDULER).requests["preemptions"]) > 0
+    assert sum(simulate(sent, SPEC, SimEngine(), COST, SCHEDULER, uniform=random.random).requests["preemptions"]) > 0
 
 
 @settings(max_examples=60, deadline=None)
