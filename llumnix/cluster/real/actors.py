@@ -26,6 +26,7 @@ from llumnix.cluster.real.messages import (
     Arrival,
     InstanceLost,
     Landing,
+    LinkError,
     MoveOutcome,
     News,
     NoAnswer,
@@ -34,6 +35,7 @@ from llumnix.cluster.real.messages import (
     Submission,
     Tag,
 )
+from llumnix.cluster.real.news_socket import NewsAddress, NewsClient, NewsServer
 from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Engine, Parcel
 from llumnix.load import InstanceLoad
@@ -43,8 +45,11 @@ from llumnix.request import Priority
 
 log = logging.getLogger(__name__)
 SCHEDULER = "scheduler"
-GROUPS = {"serve": 8, "poll": 2, "peer": 4, "migrate": 2, "watch": 1}
+GROUPS = {"serve": 8, "peer": 4, "migrate": 2, "watch": 1}
 """Threads of a llumlet's actor by kind of call, so that no kind waits for another."""
+
+GATHER_S = 0.005
+"""Tokens of steps that are shorter than this leave together."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -82,6 +87,9 @@ class LlumletActor:
             limits=limits,
             on_failure=lambda _: os._exit(1),
         )
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._news = NewsServer(self._llumlet.news, host, gather_s=GATHER_S, silence_s=limits.poll_s)
+        self._llumlet.push = lambda at_once: self._news.push(at_once=at_once)
         self._llumlet.start()
 
     @ray.method(concurrency_group="serve")
@@ -96,9 +104,9 @@ class LlumletActor:
     def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
         return self._llumlet.settle(attempts)
 
-    @ray.method(concurrency_group="poll")
-    def poll(self, after: int) -> News:
-        return self._llumlet.poll(after, 0.0)
+    @ray.method(concurrency_group="watch")
+    def news_address(self) -> NewsAddress:
+        return self._news.address
 
     @ray.method(concurrency_group="serve")
     def begin_run(self, record_steps: bool) -> None:
@@ -226,6 +234,7 @@ class RayInstance:
         self.instance_id = instance_id
         self._limits = limits
         self._actor = _Named(instance_name(instance_id), namespace)
+        self._news: NewsClient | None = None
 
     def submit(self, submission: Submission) -> None:
         self._actor.ask("submit", self._limits.control_s, submission)
@@ -238,14 +247,20 @@ class RayInstance:
         return owned
 
     def poll(self, after: int, limit_s: float) -> News:
-        news: News = self._actor.ask("poll", limit_s, after)
-        return news
+        if self._news is None:
+            self._news = NewsClient(self._actor.ask("news_address", limit_s), limit_s)
+        try:
+            return self._news.poll(after, limit_s)
+        except LinkError:
+            self._hang_up()
+            raise
 
     def set_draining(self, draining: bool) -> None:
         self._actor.ask("set_draining", self._limits.control_s, draining)
 
     def begin_run(self, *, record_steps: bool) -> None:
-        """Forget all requests of the run before."""
+        """Forget all requests of the run before; what it has not read of the news is not this run's business."""
+        self._hang_up()
         self._actor.ask("begin_run", self._limits.start_s, record_steps)
 
     def steps(self) -> list[Step]:
@@ -280,6 +295,11 @@ class RayInstance:
     def kill(self) -> None:
         """End the process at once; Ray starts a new one."""
         self._actor.kill()
+
+    def _hang_up(self) -> None:
+        if self._news is not None:
+            self._news.close()
+            self._news = None
 
 
 class RayDispatcher:

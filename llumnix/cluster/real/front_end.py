@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
 
 log = logging.getLogger(__name__)
+REMEMBERED = 1000
+"""How many ended requests a front end remembers, for what their instances say of them afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ class FrontEnd:
         self._ask_again_s = 0.0
         self._lock = threading.RLock()
         self._streams: dict[str, Stream] = {}
+        self._ended: OrderedDict[str, Life] = OrderedDict()
         self._incarnations: dict[int, str] = {}
         self._down: set[int] = set(self._instances)
         self._closed = threading.Event()
@@ -142,6 +146,7 @@ class FrontEnd:
         self.delivered = 0  # tokens
         self.duplicates = 0
         self.bypassed = 0
+        self.polls = dict.fromkeys(self._instances, 0)
         self._senders = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sender")
         self._listeners = [
             threading.Thread(target=self._listen, args=(instance,), name=f"listener-{id_}", daemon=True)
@@ -262,6 +267,7 @@ class FrontEnd:
             try:
                 up = instance.instance_id not in self._down
                 limit_s = self._limits.poll_s + self._limits.control_s if up else self._limits.start_s
+                self.polls[instance.instance_id] += 1
                 news = instance.poll(last, limit_s)
             except InstanceLost as error:
                 last = 0
@@ -353,12 +359,14 @@ class FrontEnd:
     def _moved(self, moved: Moved) -> None:
         with self._lock:
             stream = self._streams.get(moved.request_id)
-            if stream is None:
+            life = self._ended.get(moved.request_id) if stream is None else stream.life
+            if life is None:
                 return
-            life = stream.life
             life.migrations += 1
             life.migration_downtime_s += moved.downtime_s
             life.visited.add(moved.destination)
+            if stream is None:
+                return  # its last tokens were here before the word that it has moved
             if moved.tag.attempt != life.delivery.attempt:
                 return
             if moved.tag.hops >= life.hops:
@@ -477,6 +485,9 @@ class FrontEnd:
             return
         life.end_s = life.last_token_s if end.finish_reason in ("stop", "length") else time.time()
         life.finish_reason, life.error = end.finish_reason, end.error
+        self._ended[life.request.request_id] = life
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
         stream.put(end)
 
     def _later(self, function: Callable[..., None], *arguments: object) -> None:

@@ -97,14 +97,13 @@ class Llumlet:
         limits: Limits,
         report_period_s: float = 0.05,
         heartbeat_s: float = 1.0,
-        gather_s: float = 0.005,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.instance_id = instance_id
         self.incarnation = uuid.uuid4().hex
         self.limits = limits
-        self._gather_s = gather_s
-        self.outbox = Outbox(gather_s)
+        self.outbox = Outbox()
+        self.push: Callable[[bool], None] = lambda at_once: None  # set by who carries the news without being polled
         self.place, self.process = transport.here()
         self._report = report
         self._peer = peer
@@ -136,7 +135,7 @@ class Llumlet:
             self._abort(engine, [*self._state.here, *self._state.coming])
             engine.forget_prefixes()
             self._state = _State()
-            self.outbox = Outbox(self._gather_s)
+            self.outbox.clear()
             self.incarnation = uuid.uuid4().hex
             self._draining = False
             self._steps = [] if record_steps else None
@@ -172,7 +171,12 @@ class Llumlet:
         `limit_s`, how long the caller waits for the answer, is the business of the link between the two.
         """
         del limit_s
-        last, items = self.outbox.after(after, self.limits.poll_s)
+        return self.news(after, after, self.limits.poll_s)
+
+    def news(self, arrived: int, sent: int, wait_s: float = 0.0) -> News:
+        """Forget what came up to item number `arrived`, and return what came after `sent`."""
+        self.outbox.drop(arrived)
+        last, items = self.outbox.after(sent, wait_s)
         return News(self.incarnation, last, items, self.thread.stuck_s(), self._last_load)
 
     def steps(self) -> list[Step]:
@@ -280,8 +284,9 @@ class Llumlet:
         self._state.here.pop(request_id, None)
 
     def tell(self, *items: Item) -> None:
-        """Put items into the outbox."""
+        """Put items into the outbox; they leave at once, ahead of what the request does next elsewhere."""
         self.outbox.put(list(items))
+        self.push(True)
 
     def notice(
         self, kind: str, request_id: str | None, detail: str | None = None, instance_id: int | None = None
@@ -398,6 +403,7 @@ class Llumlet:
             if output.finish_reason is not None:
                 del self._state.here[output.request_id]
         self.outbox.put(items)
+        self.push(not self._engine.has_work())
         for check in list(self.after_step):
             check(self._engine)
         self._report_if_due()

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
+from itertools import islice
 
 from llumnix.cluster.real.messages import Item
 
 
 class Outbox:
-    """Filled by the engine thread, emptied by polls. Two answers are at least `gather_s` apart.
+    """Filled by the engine thread and by moves, read by whoever carries the items. Thread-safe."""
 
-    A step that is longer than that is never kept waiting; of shorter ones several go into one answer, which spares the
-    engine thread the company of the threads that answer.
-    """
-
-    def __init__(self, gather_s: float = 0.0) -> None:
-        self._gather_s = gather_s
-        self._answered_s = 0.0
+    def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._first = 1  # number of the first item kept
         self._ready = threading.Condition()
 
     def put(self, items: list[Item]) -> None:
-        """Add items and wake the poll that waits."""
+        """Add items and wake who waits for them."""
         if not items:
             return
         with self._ready:
             self._items.extend(items)
             self._ready.notify_all()
 
-    def after(self, number: int, wait_s: float) -> tuple[int, list[Item]]:
-        """Drop what came up to `number`, wait for something newer, and return the last number and all that is newer."""
+    def clear(self) -> None:
+        """Forget all items; numbers go on, so that a late answer to an old one means no new one."""
+        with self._ready:
+            self._first += len(self._items)
+            self._items.clear()
+
+    def drop(self, number: int) -> None:
+        """Forget the items up to a number: they have arrived."""
         with self._ready:
             while self._items and self._first <= number:
                 self._items.popleft()
                 self._first += 1
-            if not self._items:
-                self._ready.wait(wait_s)
-        time.sleep(max(0.0, self._answered_s + self._gather_s - time.monotonic()))
-        self._answered_s = time.monotonic()
+
+    def after(self, number: int, wait_s: float = 0.0) -> tuple[int, list[Item]]:
+        """Return the number of the last item and all items after `number`; waits for one if there is none yet."""
         with self._ready:
-            return self._first + len(self._items) - 1, list(self._items)
+            if wait_s and self._first + len(self._items) - 1 <= number:
+                self._ready.wait(wait_s)
+            last = self._first + len(self._items) - 1
+            return last, list(islice(self._items, max(0, number + 1 - self._first), None))

@@ -141,6 +141,7 @@ def drive(
     counters = {
         "send_drift_max_us": round(drift[0].max_s * 1e6),
         "send_drift_mean_us": round(drift[0].mean_s * 1e6),
+        "news_messages": sum(front_end.polls.values()),
         "duplicate_chunks": front_end.duplicates,
         "dispatched_without_scheduler": front_end.bypassed,
         "replays": sum(stream.life.replays for stream in streams),

@@ -81,6 +81,16 @@ def test_a_request_moved_by_recompute_gives_the_same_tokens_and_copies_no_block(
         no_leak(cluster)
 
 
+def test_a_move_counts_although_its_source_hears_of_it_after_the_last_token() -> None:
+    with LocalCluster(2) as cluster:
+        stream, source = start_one(cluster)
+        cluster.links[1 - source].after = lambda name: time.sleep(0.5) if name == "land" else None
+        assert cluster.links[source].move("r0", 1 - source).moved
+        assert stream.ended.is_set()
+        wait_until(lambda: stream.life.migrations == 1)
+        assert_exact(stream)
+
+
 def test_back_and_forth_under_load() -> None:
     with LocalCluster(2, build=lambda _: FakeEngine(blocks=512)) as cluster:
         streams = [cluster.submit(n, tokens=300, prompt=5 + n) for n in range(8)]
