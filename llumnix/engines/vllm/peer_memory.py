@@ -52,20 +52,34 @@ _in_this_process: WeakValueDictionary[str, PeerMemory] = WeakValueDictionary()
 """CUDA maps no memory of a process into itself; engines that share one find each other here."""
 
 
+class Rows:
+    """KV tensors of one rank as rows, with what a copy has to know of them worked out beforehand."""
+
+    def __init__(self, tensors: Sequence[Any], device: Any) -> None:
+        self.tensors = list(tensors)
+        self.device = device
+        first = self.tensors[0]
+        self.strides = first.stride()
+        self.row_words = first.stride(0) * first.element_size() // 8
+        self.whole = all(map(_rows_are_whole, self.tensors))
+        self.addresses = _on_device([tensor.data_ptr() for tensor in self.tensors], device)
+
+
 class PeerMemory:
     """KV tensors of one rank, one row per block, seen as the source and as the destination of copies."""
 
     def __init__(self, caches: Sequence[Any]) -> None:
-        self._caches = list(caches)
+        self._device = caches[0].device
+        self._rows = Rows(caches, self._device)
         self._key = uuid.uuid4().hex
-        self._stream = torch.cuda.Stream(device=caches[0].device)
-        self._mapped: OrderedDict[str, list[Any]] = OrderedDict()
+        self._stream = torch.cuda.Stream(device=self._device)
+        self._mapped: OrderedDict[str, Rows] = OrderedDict()
         _in_this_process[self._key] = self
-        copy_rows(self._caches, [0], self._caches, [0])  # compiles; block 0 is nobody's
+        copy_rows(self._rows, [0], self._rows, [0])  # compiles; block 0 is nobody's
 
     def export(self) -> Export:
         """Return what other processes need to map the tensors; RuntimeError where this memory cannot be shared."""
-        return Export(self._key, tuple(_exported(cache) for cache in self._caches))
+        return Export(self._key, tuple(_exported(cache) for cache in self._rows.tensors))
 
     def there(self, rows: Sequence[int]) -> BlocksThere:
         """Name blocks of this rank for a parcel."""
@@ -77,12 +91,10 @@ class PeerMemory:
             self._mapped.move_to_end(export.key)
             return
         here = _in_this_process.get(export.key)
-        device = self._caches[0].device
-        self._mapped[export.key] = (
-            here._caches if here is not None else [_imported(layer, device) for layer in export.layers]
-        )
+        tensors = here._rows.tensors if here else [_imported(layer, self._device) for layer in export.layers]
+        self._mapped[export.key] = Rows(tensors, self._device)
         if len(self._mapped) > MAPPED_SOURCES:
-            torch.cuda.synchronize(device)  # nothing may be reading what is unmapped now
+            torch.cuda.synchronize(self._device)  # nothing may be reading what is unmapped now
             self._mapped.popitem(last=False)
 
     def copy(self, blocks: BlocksThere, rows: Sequence[int]) -> Any:
@@ -92,31 +104,28 @@ class PeerMemory:
         they may still use these rows for a request that has left them.
         """
         stream = self._stream
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            copy_rows(self._mapped[blocks.key], blocks.rows, self._caches, rows)
+            copy_rows(self._mapped[blocks.key], blocks.rows, self._rows, rows)
             event = torch.cuda.Event()
             event.record(stream)
         return event
 
     def settle(self) -> None:
         """Let steps from now on wait, on the GPU, for all copies begun so far."""
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-def copy_rows(sources: Sequence[Any], source_rows: Sequence[int], caches: Sequence[Any], rows: Sequence[int]) -> None:
-    """Copy rows of each layer's tensor into the rows of another, on the current stream."""
-    first = caches[0]
-    there, here = (_on_device(numbers, first.device) for numbers in (source_rows, rows))
-    if sources[0].stride() == first.stride() and all(map(_rows_are_whole, (*sources, *caches))):
-        from_, to = ([tensor.data_ptr() for tensor in tensors] for tensors in (sources, caches))
-        row_words = first.stride(0) * first.element_size() // 8
+def copy_rows(source: Rows, source_rows: Sequence[int], target: Rows, rows: Sequence[int]) -> None:
+    """Copy rows of each source tensor into rows of its target, on the current stream."""
+    there, here = (_on_device(numbers, target.device) for numbers in (source_rows, rows))
+    if source.whole and target.whole and source.strides == target.strides:
         versions.lookup("llumnix.engines.vllm.row_copy.copy")(
-            _on_device(from_, first.device), there, _on_device(to, first.device), here, row_words
+            source.addresses, there, target.addresses, here, target.row_words
         )
         return
-    for source, cache in zip(sources, caches, strict=True):
-        cache.index_copy_(0, here, source.index_select(0, there))
+    for tensor, cache in zip(source.tensors, target.tensors, strict=True):
+        cache.index_copy_(0, here, tensor.index_select(0, there))
 
 
 def _rows_are_whole(cache: Any) -> bool:

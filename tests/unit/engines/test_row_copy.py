@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import torch
-from llumnix.engines.vllm.peer_memory import copy_rows
+from llumnix.engines.vllm.peer_memory import Rows, copy_rows as copy
+
+
+def copy_rows(sources, source_rows, targets, rows):
+    copy(Rows(sources, sources[0].device), source_rows, Rows(targets, targets[0].device), rows)
+
 
 torch.manual_seed(0)
 for shape in ((9, 2, 16, 8), (9, 3, 37 * 8), (9, 2, 33 * 1024)):
