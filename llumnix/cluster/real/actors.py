@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from llumnix.cluster.real.control import Control, NoInstance
 from llumnix.cluster.real.llumlet import Llumlet
@@ -101,8 +101,8 @@ class LlumletActor:
         self._llumlet.abort(request_ids)
 
     @ray.method(concurrency_group="serve")
-    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
-        return self._llumlet.settle(attempts)
+    def settle(self, attempts: dict[str, int], renounce: bool) -> dict[str, tuple[int, ...]]:
+        return self._llumlet.settle(attempts, renounce)
 
     @ray.method(concurrency_group="watch")
     def news_address(self) -> NewsAddress:
@@ -242,8 +242,8 @@ class RayInstance:
     def abort(self, request_ids: list[str]) -> None:
         self._actor.ask("abort", self._limits.control_s, request_ids)
 
-    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
-        owned: dict[str, tuple[int, ...]] = self._actor.ask("settle", self._limits.control_s, attempts)
+    def settle(self, attempts: dict[str, int], renounce: bool) -> dict[str, tuple[int, ...]]:
+        owned: dict[str, tuple[int, ...]] = self._actor.ask("settle", self._limits.control_s, attempts, renounce)
         return owned
 
     def poll(self, after: int, limit_s: float) -> News:
@@ -337,7 +337,10 @@ class _Named:
         self._handle: ActorHandle[Any] | None = None
 
     def ask(self, method: str, limit_s: float, *arguments: Any) -> Any:
-        """Call a method and wait for its answer. Raises InstanceLost, NoAnswer, or what the method raised."""
+        """Call a method and wait for its answer. Raises InstanceLost, NoAnswer, or what the method raised.
+
+        Both leave open whether the other side has acted: Ray also calls an actor lost that it cannot reach just now.
+        """
         try:
             if self._handle is None:
                 self._handle = ray.get_actor(self._name, namespace=self._namespace)
@@ -348,6 +351,8 @@ class _Named:
             raise error.cause from None
         except (RayActorError, ValueError) as error:
             raise InstanceLost(f"{self._name}: {str(error).splitlines()[0]}") from None
+        except RayError as error:  # an answer that got lost on its way, a full object store
+            raise NoAnswer(f"{self._name} did not answer {method}: {str(error).splitlines()[0]}") from None
 
     def kill(self) -> None:
         """End the process; Ray restarts it as often as its options say."""

@@ -36,11 +36,10 @@ class Delivery:
             given.append(ready)
         return given
 
-    def replay(self) -> int:
-        """Begin another attempt from what has been delivered; return its number."""
-        self.attempt += 1
+    def replay(self, attempt: int) -> None:
+        """Begin another attempt, of a number that is higher than all before, from what has been delivered."""
+        self.attempt = attempt
         self._early.clear()
-        return self.attempt
 
     def _better(self, chunk: Chunk) -> Chunk:
         """Of two chunks that begin alike the one that says more."""

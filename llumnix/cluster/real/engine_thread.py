@@ -39,7 +39,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._stopping = False
-        self._step_since: float | None = None
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -53,8 +53,8 @@ class EngineThread:
         self._thread.join(limit_s)
 
     def stuck_s(self) -> float:
-        """Return how long the step under way has been going on; 0 between steps."""
-        since = self._step_since
+        """Return how long the step or the question under way has been going on; 0 between them."""
+        since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     def call(self, function: Callable[[Engine], T], limit_s: float) -> T:
@@ -88,15 +88,15 @@ class EngineThread:
                 self._run_commands()
                 if self._engine.has_work():
                     started = time.monotonic()
-                    self._step_since = started
+                    self._busy_since = started
                     result = self._engine.step()
-                    self._step_since = None
                     self._after(result, time.monotonic() - started)
+                    self._busy_since = None
                 else:
                     self._idle()
         except BaseException as error:
             log.exception("the engine failed")
-            self._step_since = None
+            self._busy_since = None
             self._error = error
             self._failed(error)
 
@@ -106,7 +106,9 @@ class EngineThread:
             command = self._commands.get_nowait() if self._engine.has_work() else self._commands.get(timeout=IDLE_S)
             while True:
                 if command is not None:
+                    self._busy_since = time.monotonic()
                     command()
+                    self._busy_since = None
                 command = self._commands.get_nowait()
         except queue.Empty:
             return

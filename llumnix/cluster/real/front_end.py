@@ -9,6 +9,7 @@ not text: an HTTP server sits on `submit` and `Stream`, with a detokenizer of it
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -22,6 +23,7 @@ from llumnix.cluster.real.delivery import Delivery
 from llumnix.cluster.real.links import Dispatcher, Instance
 from llumnix.cluster.real.messages import (
     Chunk,
+    Draining,
     InstanceLost,
     LinkError,
     Moved,
@@ -137,7 +139,9 @@ class FrontEnd:
         self._lock = threading.RLock()
         self._streams: dict[str, Stream] = {}
         self._ended: OrderedDict[str, Life] = OrderedDict()
+        self._attempts = itertools.count()  # over all requests, so that one that takes an old id is not an old one
         self._incarnations: dict[int, str] = {}
+        self._given_up: dict[int, str] = {}  # incarnations whose requests others do by now
         self._down: set[int] = set(self._instances)
         self._closed = threading.Event()
         self._news = threading.Condition()
@@ -173,7 +177,8 @@ class FrontEnd:
 
     def submit(self, request: EngineRequest) -> Stream:
         """Take a request and return at once; its tokens come through the stream. ValueError for an id in use."""
-        stream = Stream(Life(request, sent_s=time.time()), lambda: self.cancel(request.request_id))
+        life = Life(request, sent_s=time.time(), delivery=Delivery(next(self._attempts)))
+        stream = Stream(life, lambda: self.cancel(request.request_id))
         with self._lock:
             if request.request_id in self._streams:
                 raise ValueError(f"request id {request.request_id} is in use")
@@ -202,7 +207,7 @@ class FrontEnd:
         life = stream.life
         request_id = life.request.request_id
         with self._lock:
-            submission = Submission(life.request, life.delivery.attempt, tuple(life.delivery.tokens))
+            submission = self._submission(life)
         started_s = time.monotonic()
         while not self._closed.is_set() and not stream.ended.is_set():
             if time.monotonic() - started_s > self._limits.start_s:
@@ -215,11 +220,19 @@ class FrontEnd:
                 if life.delivery.attempt != submission.attempt:
                     return None  # somebody else is at it already
                 life.instance_last, life.hops = instance_id, 0
-                life.visited.add(instance_id)
+                incarnation = self._incarnations.get(instance_id)
             try:
                 self._instances[instance_id].submit(submission)
-            except InstanceLost:
-                self._closed.wait(0.05)  # its listener finds out, too
+            except Draining:
+                self._closed.wait(0.05)  # the global scheduler hears of it, too
+                continue
+            except InstanceLost as error:
+                # It may have taken it, and be alive: nobody listens to that attempt any more.
+                with self._lock:
+                    if life.delivery.attempt == submission.attempt:
+                        life.delivery.replay(next(self._attempts))
+                        submission = self._submission(life)
+                self._lost(self._instances[instance_id], str(error))
                 continue
             except NoAnswer:
                 # It may have taken it: only its death, or its word, makes another attempt safe.
@@ -232,10 +245,17 @@ class FrontEnd:
             with self._lock:
                 if life.dispatch_s is None:
                     life.dispatch_s, life.instance_first = now_s, instance_id
-                kind = "replay" if submission.attempt else "dispatch"
+                kind = "replay" if life.replays else "dispatch"
                 self.notices.append(Notice(now_s, kind, instance_id, request_id))
+                life.visited.add(instance_id)
+                gone = self._incarnations.get(instance_id) != incarnation
+            if gone:
+                self._later(self._settle, [stream])
             return None
         return None
+
+    def _submission(self, life: Life) -> Submission:
+        return Submission(life.request, life.delivery.attempt, tuple(life.delivery.tokens))
 
     def _choose(self, life: Life) -> int | None:
         """Ask the scheduler; if it is away, take the instance with the fewest live requests. None: none is up."""
@@ -248,7 +268,7 @@ class FrontEnd:
                 self._ask_again_s = time.monotonic() + self._bypass_s
                 log.warning("the global scheduler does not answer, dispatching without it: %s", error)
         with self._lock:
-            up = sorted(set(self._instances) - self._down)
+            up = sorted(set(self._instances) - self._down - self._draining())
             if not up:
                 return None
             self.bypassed += 1
@@ -257,6 +277,9 @@ class FrontEnd:
                 if stream.life.instance_last in counts and stream.life is not life:
                     counts[stream.life.instance_last] += 1
         return min(up, key=lambda id_: (counts[id_], id_))
+
+    def _draining(self) -> set[int]:
+        return {id_ for id_, load in self.loads.items() if load.draining}
 
     # --- listening
 
@@ -281,6 +304,10 @@ class FrontEnd:
             if news.stuck_s > self._limits.step_s:
                 last = 0
                 self._put_down(instance, f"a step has been going on for {news.stuck_s:.0f} s")
+                continue
+            if self._given_up.get(instance.instance_id) == news.incarnation:
+                last = 0
+                self._put_down(instance, "it was given up, and is alive")
                 continue
             if self._incarnations.get(instance.instance_id) != news.incarnation:
                 self._lost(instance, "it was restarted")
@@ -418,8 +445,10 @@ class FrontEnd:
         """
         instance_id = instance.instance_id
         with self._lock:
-            if self._incarnations.pop(instance_id, None) is None:
+            incarnation = self._incarnations.pop(instance_id, None)
+            if incarnation is None:
                 return  # known, or never up
+            self._given_up[instance_id] = incarnation
             self._down.add(instance_id)
             self.notices.append(Notice(time.time(), "instance_down", instance_id, None, reason))
             there = [s for s in self._streams.values() if instance_id in s.life.visited]
@@ -432,29 +461,37 @@ class FrontEnd:
             self._later(self._settle, there)
 
     def _settle(self, streams: Sequence[Stream]) -> None:
-        """Find the requests on the instances that are up; what nobody has is started again, or fails."""
+        """Find the requests on the instances that are up; what nobody has is started again, or fails.
+
+        Only of what nobody has do they then promise that they will not take it, should it still be on its way: a
+        request that somebody has can go on moving to all of them.
+        """
         with self._lock:
             wanted = {s.life.request.request_id: s for s in streams if not s.ended.is_set()}
             attempts = {request_id: stream.life.delivery.attempt for request_id, stream in wanted.items()}
-            up = [i for id_, i in self._instances.items() if id_ not in self._down]
-        for instance in up:
-            if not attempts:
-                return
-            try:
-                owned = instance.settle(attempts)
-            except InstanceLost:
-                continue
-            except NoAnswer as error:
-                self._put_down(instance, str(error))
-                continue
-            with self._lock:
-                for request_id, prior in owned.items():
-                    stream, attempt = wanted[request_id], attempts.pop(request_id)
-                    stream.life.instance_last = instance.instance_id
-                    if not stream.ended.is_set():
-                        self._give(stream, Chunk(request_id, attempt, 0, prior), time.time())
+        for renounce in (False, True):
+            for instance in self._instances.values():
+                if attempts and instance.instance_id not in self._down:
+                    self._ask_for(instance, wanted, attempts, renounce)
         for request_id, attempt in attempts.items():
             self._start_again(wanted[request_id], attempt)
+
+    def _ask_for(self, instance: Instance, wanted: dict[str, Stream], attempts: dict[str, int], renounce: bool) -> None:
+        """Take what the instance has out of `attempts`."""
+        try:
+            owned = instance.settle(attempts, renounce)
+        except InstanceLost as error:
+            return self._lost(instance, str(error))
+        except NoAnswer as error:
+            return self._put_down(instance, str(error))
+        with self._lock:
+            for request_id, prior in owned.items():
+                stream, attempt = wanted[request_id], attempts.pop(request_id)
+                stream.life.instance_last = instance.instance_id
+                stream.life.visited.add(instance.instance_id)
+                if not stream.ended.is_set():
+                    self._give(stream, Chunk(request_id, attempt, 0, prior), time.time())
+        return None
 
     def _start_again(self, stream: Stream, attempt: int) -> None:
         life = stream.life
@@ -463,7 +500,7 @@ class FrontEnd:
                 return
             if self._on_loss is OnLoss.fail:
                 return self._fail(stream, f"instance {life.instance_last} was lost")
-            life.delivery.replay()
+            life.delivery.replay(next(self._attempts))
             life.replays += 1
             life.instance_last, life.hops = None, 0
         self._later(self._dispatch, stream)

@@ -21,6 +21,7 @@ from llumnix.cluster.real.messages import (
     Accepted,
     Arrival,
     Chunk,
+    Draining,
     Item,
     Landing,
     LinkError,
@@ -151,19 +152,19 @@ class Llumlet:
     # --- for the front end
 
     def submit(self, submission: Submission) -> None:
-        """Queue a request. ValueError if the engine cannot serve it at all."""
+        """Queue a request. ValueError if the engine cannot serve it at all, Draining if it is to take none."""
         self.thread.call(lambda engine: self._add(engine, submission), self.limits.control_s)
 
     def abort(self, request_ids: list[str]) -> None:
         """Forget requests, running, waiting, leaving or arriving; unknown ones are ignored."""
         self.thread.call(lambda engine: self._abort(engine, request_ids), self.limits.control_s)
 
-    def settle(self, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
-        """Tell which of these requests live here in the given attempt; the others will not come here any more.
+    def settle(self, attempts: dict[str, int], renounce: bool) -> dict[str, tuple[int, ...]]:
+        """Tell which of these requests live here in the given attempt; `renounce`: the others will not come any more.
 
         With each come the tokens that it had when it came: those that its last instance had no time to deliver.
         """
-        return self.thread.call(lambda engine: self._settle(engine, attempts), self.limits.control_s)
+        return self.thread.call(lambda engine: self._settle(engine, attempts, renounce), self.limits.control_s)
 
     def poll(self, after: int, limit_s: float) -> News:
         """Return what happened after item number `after`; waits up to limits.poll_s for something to tell.
@@ -184,9 +185,15 @@ class Llumlet:
         return self.thread.call(lambda _: list(self._steps or ()), self.limits.control_s)
 
     def set_draining(self, draining: bool) -> None:
-        """Take no new request and give away what is here, or stop doing so."""
-        self._draining = draining
-        self.thread.call(lambda _: self._send_report(), self.limits.control_s)
+        """Take no request, not even one that is on its way, and give away what is here; or stop doing so."""
+
+        def set_draining(engine: Engine) -> None:
+            self._draining = draining
+            for request_id in list(self._state.coming) if draining else ():
+                self._drop_coming(engine, request_id)
+            self._send_report()
+
+        self.thread.call(set_draining, self.limits.control_s)
 
     # --- for the global scheduler
 
@@ -304,6 +311,8 @@ class Llumlet:
             if old.tag.attempt >= attempt:
                 return  # the same submission again, after an answer that got lost
             engine.abort(request_id)
+        if self._draining:
+            raise Draining(f"instance {self.instance_id} is draining")
         engine.add(submission.request, submission.generated)
         self._state.here[request_id] = _Here(Tag(attempt), submission.generated)
 
@@ -314,15 +323,15 @@ class Llumlet:
             if self._state.here.pop(request_id, None) is not None:
                 engine.abort(request_id)
 
-    def _settle(self, engine: Engine, attempts: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    def _settle(self, engine: Engine, attempts: dict[str, int], renounce: bool) -> dict[str, tuple[int, ...]]:
         owned = {}
         for request_id, attempt in attempts.items():
             here = self._state.here.get(request_id)
             if here is not None and here.tag.attempt >= attempt:
                 owned[request_id] = here.prior
-                continue
-            self._void(request_id, attempt)
-            self._abort(engine, [request_id])
+            elif renounce:
+                self._void(request_id, attempt)
+                self._abort(engine, [request_id])
         return owned
 
     def _void(self, request_id: str, attempt: int) -> None:

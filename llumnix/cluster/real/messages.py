@@ -17,6 +17,10 @@ class InstanceLost(LinkError):  # noqa: N818  says what happened, not what went 
     """The process of the instance is gone."""
 
 
+class Draining(LinkError):  # noqa: N818
+    """The instance takes no new request; it has not taken this one."""
+
+
 class NoAnswer(LinkError):  # noqa: N818
     """Nothing came back within the time limit; the other side may still act."""
 
@@ -98,10 +102,10 @@ Item = Chunk | Notice | Moved | Unknown | Resumed
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Answer to a poll: everything after the number asked for. `stuck_s`: how long the present step has been going on.
+    """Answer to a poll: everything after the number asked for.
 
-    `load` is the last report of the instance. A new `incarnation` means that the process was restarted and remembers
-    nothing.
+    `stuck_s`: how long what the engine does, a step or an answer, has been going on. `load` is the last report of the
+    instance. A new `incarnation` means that the process was restarted and remembers nothing.
     """
 
     incarnation: str

@@ -81,6 +81,7 @@ class Move:
         self._froze_s = 0.0
         self._downtime_s = 0.0
         self._refusal = ""
+        self._handed_over = False  # it is, or may be, the destination's: it must not go on here
         self._end_s = time.monotonic() + source.limits.migration_s
 
     def run(self) -> MoveOutcome:
@@ -90,6 +91,8 @@ class Move:
         except Exception as error:
             log.exception("migration of %s to instance %d failed", self._request_id, self._destination)
             self._refusal = f"{type(error).__name__}: {error}"
+            if self._handed_over:  # this engine does not answer, and is ended for that
+                return MoveOutcome(False, self._request_id, self._refusal, stages=self._machine.stages)
             return self._abort(AbortReason.destination_lost)
 
     def _run(self) -> MoveOutcome:
@@ -194,10 +197,12 @@ class Move:
         resting: Future[_Frozen | AbortReason] = Future()
 
         def check(engine: Engine) -> None:
-            blocks = engine.frozen_blocks(self._request_id)
-            if blocks is None:
+            blocks = None if resting.cancelled() else engine.frozen_blocks(self._request_id)
+            if blocks is None and not resting.cancelled():
                 return
             self._source.after_step.remove(check)
+            if blocks is None or not resting.set_running_or_notify_cancel():
+                return
             try:
                 resting.set_result(blocks if isinstance(blocks, AbortReason) else self._at_rest(engine, blocks))
             except Exception as error:  # not the engine thread's affair
@@ -213,6 +218,7 @@ class Move:
         try:
             frozen = resting.result(self._source.limits.step_s)
         except FutureTimeout:
+            resting.cancel()
             raise NoAnswer("the request did not come to rest") from None
         if isinstance(frozen, AbortReason):
             return self._machine.gone(frozen)
@@ -242,9 +248,10 @@ class Move:
             self._recompute and bool(self._frozen.final.generated),
             None if self._distance is Distance.network else time.monotonic() + self._source.limits.copy_s / 2,
         )
+        self._handed_over = True
         try:
-            landed = self._peer.land(landing)
-        except LinkError as error:
+            landed = self._handed_over = self._peer.land(landing)
+        except Exception as error:  # whatever it was, the destination may have got as far as to go on
             log.warning("no answer to the last stage of %s: %s", self._request_id, error)
             self._call(self._let_go)
             self._source.lost_sight(self._request_id, self._tag, self._destination)

@@ -74,6 +74,25 @@ class RayCluster:
         self.front_end.start()
         self._wait_for_reports()
 
+    def drain(self, instance_id: int, limit_s: float) -> bool:
+        """Let an instance take nothing and give its requests away; True once it is empty, False if not by `limit_s`.
+
+        Where the scheduler does not migrate, it is empty when its requests have ended. It stays so until resume(),
+        or until it is restarted.
+        """
+        self.instances[instance_id].set_draining(True)
+        end_s = time.monotonic() + limit_s
+        while time.monotonic() < end_s:
+            load = self.front_end.loads.get(instance_id)
+            if load is not None and load.draining and load.running == load.waiting == 0:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def resume(self, instance_id: int) -> None:
+        """Let an instance that has been drained take requests again."""
+        self.instances[instance_id].set_draining(False)
+
     def end_run(self) -> None:
         """Stop the scheduler and the front end; the engines stay up."""
         if self._scheduler is not None:

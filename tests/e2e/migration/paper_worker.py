@@ -100,7 +100,13 @@ class PaperWorker:
     def llumnix_read(self, block_ids: Sequence[int], carrier: str) -> Parcel:
         return Parcel(carrier, len(block_ids), [list(self.memory[block]) for block in block_ids])
 
-    def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel]) -> None:
+    def llumnix_export(self) -> None:
+        return None
+
+    def llumnix_settle(self) -> None:
+        pass
+
+    def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel], *, wait: bool) -> None:
         for block, tokens in zip(block_ids, parcels[0].content, strict=False):
             self.memory[block] = list(tokens)
 
@@ -147,8 +153,10 @@ class PaperCore:
     def abort_requests(self, request_ids: list[str]) -> None:
         self.scheduler.finish_requests(request_ids, RequestStatus.FINISHED_ABORTED)
 
-    def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
-        return [getattr(self.worker, method)(*args)]
+    def collective_rpc(
+        self, method: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> list[Any]:
+        return [getattr(self.worker, method)(*args, **(kwargs or {}))]
 
     def step_fn(self) -> tuple[dict[int, EngineCoreOutputs], bool]:
         if self.scheduler.has_requests():

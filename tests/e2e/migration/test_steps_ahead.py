@@ -157,9 +157,9 @@ def test_the_request_ends_in_the_step_in_flight(tmp_path: Path, runner: int) -> 
 def test_a_block_on_paper_that_is_withheld_is_noticed(tmp_path: Path, runner: int) -> None:
     a, b = (engine(tmp_path, runner) for _ in range(2))
     expected = serve(a)
-    b._core.worker.llumnix_write = lambda block_ids, parcels: [
-        b._core.worker.memory.update({block: [None] * BLOCK}) for block in block_ids
-    ]
+    b._core.worker.llumnix_write = lambda block_ids, parcels, *, wait: b._core.worker.memory.update(
+        {block: [None] * BLOCK for block in block_ids}
+    )
     cluster = Cluster(a, b)
     for asked in REQUESTS:
         a.add(asked)

@@ -13,7 +13,7 @@ from fake_engine import FakeEngine, expected_tokens
 from llumnix.cluster.real.control import Control, NoInstance
 from llumnix.cluster.real.front_end import FrontEnd, Stream
 from llumnix.cluster.real.llumlet import Llumlet
-from llumnix.cluster.real.messages import InstanceLost, MoveOutcome, NoAnswer
+from llumnix.cluster.real.messages import InstanceLost, LinkError, MoveOutcome, NoAnswer
 from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
@@ -28,6 +28,7 @@ class Link:
     """An instance whose process can be killed and comes back empty, and whose messages can be lost.
 
     `before` and `after` are called around every message with its name: what they raise is what the caller sees.
+    `cut` is what the front end alone sees of every message, and `unkillable` keeps its kill from arriving as well.
     """
 
     def __init__(self, cluster: LocalCluster, instance_id: int) -> None:
@@ -35,16 +36,22 @@ class Link:
         self.instance_id = instance_id
         self.before: Callable[[str], None] = lambda name: None
         self.after: Callable[[str], None] = lambda name: None
+        self.cut: type[LinkError] | None = None
+        self.unkillable = False
         self.dead = False
         self.kills = 0
         self.calls: list[str] = []
         self.llumlet = self._start()
 
     def kill(self) -> None:
-        """As kill -9: nothing of it is left; restart() brings an empty one."""
+        """As kill -9: nothing of it is left; restart() brings an empty one, by itself if the cluster restarts."""
+        if self.dead:
+            return
         self.dead = True
         self.kills += 1
         self.llumlet.thread._stopping = True
+        if self.cluster.restart_s is not None:
+            threading.Timer(self.cluster.restart_s, self.restart).start()
 
     def restart(self) -> None:
         self.llumlet = self._start()
@@ -57,6 +64,8 @@ class Link:
                 raise InstanceLost(f"instance {self.instance_id} is dead")
             llumlet = self.llumlet
             self.before(name)
+            if self.dead:
+                raise InstanceLost(f"instance {self.instance_id} died before it heard of it")
             result = getattr(llumlet, name)(*arguments)
             self.after(name)
             if self.dead or llumlet is not self.llumlet:
@@ -71,7 +80,7 @@ class Link:
             self.instance_id,
             cluster.build(self.instance_id),
             report=cluster.report,
-            peer=lambda other: cluster.links[other],
+            peer=lambda other: _Outgoing(self, cluster.links[other]),
             limits=cluster.limits,
             report_period_s=0.002,
             heartbeat_s=0.05,
@@ -87,8 +96,60 @@ class Link:
         return engine
 
 
+class _Outgoing:
+    """What a source says to another instance: nothing any more, once it is dead."""
+
+    def __init__(self, source: Link, link: Link) -> None:
+        self._source = source
+        self._kills = source.kills
+        self._link = link
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._if_alive()
+            try:
+                return getattr(self._link, name)(*arguments)
+            finally:
+                self._if_alive()
+
+        return call
+
+    def _if_alive(self) -> None:
+        if self._source.kills != self._kills:
+            raise SystemExit("the process of the source is gone")
+
+
+class _FrontEndLink:
+    """The front end's end of a link, which can be cut by itself: instances still reach each other."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.instance_id = link.instance_id
+
+    def kill(self) -> None:
+        if self._link.unkillable:
+            raise NoAnswer("the kill was lost")
+        self._link.kill()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._if_whole()
+            result = getattr(self._link, name)(*arguments)
+            self._if_whole()
+            return result
+
+        return call
+
+    def _if_whole(self) -> None:
+        if self._link.cut is not None:
+            raise self._link.cut("the link is cut")
+
+
 class LocalCluster:
-    """`instances` fake engines, a global scheduler in its own thread if migration is on, and a front end."""
+    """`instances` fake engines, a global scheduler in its own thread if migration is on, and a front end.
+
+    A killed instance comes back after `restart_s`, if that is given. `pinned`, if set, is where new requests start.
+    """
 
     def __init__(
         self,
@@ -98,8 +159,11 @@ class LocalCluster:
         migration: MigrationPolicy | None = None,
         on_loss: OnLoss = OnLoss.replay,
         limits: Limits = LIMITS,
+        restart_s: float | None = None,
     ) -> None:
         self.build = build
+        self.restart_s = restart_s
+        self.pinned: int | None = None
         self.limits = limits
         self.spec = Scheduler(migration=migration or MigrationPolicy())
         self.outcomes: list[MoveOutcome] = []
@@ -109,7 +173,8 @@ class LocalCluster:
         self.links: list[Link] = []
         for instance_id in range(instances):
             self.links.append(Link(self, instance_id))
-        self.front_end = FrontEnd(self.links, self, limits=limits, on_loss=on_loss, bypass_s=0.05)
+        ends = [_FrontEndLink(link) for link in self.links]
+        self.front_end = FrontEnd(ends, self, limits=limits, on_loss=on_loss, bypass_s=0.05)
         self.front_end.start()
 
     def close(self) -> None:
@@ -147,6 +212,8 @@ class LocalCluster:
     def dispatch(self, priority: Priority) -> int:
         if self.scheduler_dead:
             raise InstanceLost("the scheduler is dead")
+        if self.pinned is not None:
+            return self.pinned
         try:
             return self.control.dispatch(priority)
         except NoInstance as error:
@@ -197,3 +264,13 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end_s, "it did not come to that"
         time.sleep(0.002)
+
+
+def no_leak(cluster: LocalCluster) -> None:
+    """Nothing runs, waits or arrives anywhere, and every block is free."""
+
+    def clean() -> bool:
+        engines = [link.engine for link in cluster.links if not link.dead]
+        return all(not e.running and not e.waiting and not e.arriving and len(e.free) == e.total for e in engines)
+
+    wait_until(clean)

@@ -180,6 +180,7 @@ CHUNKS = st.builds(
     tokens=st.lists(st.integers(0, 200_000), max_size=4).map(tuple),
     finish_reason=st.sampled_from([None, "stop", "length"]),
     exec_s=st.floats(0, 10),
+    step_s=st.floats(0, 10),
     extra=st.sampled_from([None, {"logprobs": [0.5]}]),
 )
 
