@@ -32,7 +32,8 @@ LINES = ("-", (0, (5, 2)))
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows per model, length and way; downtime and gap over the requests that moved, decode steps of the source."""
     rows = [row for run in runs.to_dict("records") for row in _of_run({str(key): run[key] for key in run})]
-    return pd.DataFrame(rows).assign(figure=EXPERIMENT, x_name=X_NAME, unit="ms")
+    found = pd.DataFrame(rows).assign(figure=EXPERIMENT, x_name=X_NAME, unit="ms")
+    return found.sort_values(["row", "metric", "series", "x"], ascending=[False, False, True, True], kind="stable")
 
 
 def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figure:
@@ -92,7 +93,7 @@ def _panel(ax: Axes, points: pd.DataFrame, paper: pd.DataFrame) -> None:
     for line, (model, of_model) in zip(LINES, points.groupby("row", sort=False), strict=False):
         for series, ours in of_model.groupby("series", sort=False):
             colour, marker = COLOURS[str(series)], MARKERS[str(series)]
-            half = ours["ci_high"] - ours["value"]
+            half = (ours["ci_high"] - ours["value"]).where(ours["n"] > 2)  # of two runs it is wider than the panel
             ax.errorbar(ours["x"], ours["value"], half, ls=line, color=colour, marker=marker, mew=0, capsize=2)
             theirs = paper[(paper["row"] == model) & (paper["series"] == series)]
             ax.plot(theirs["x"], theirs["value"], ls="", marker=marker, mfc="none", mec=colour, ms=8)
