@@ -320,7 +320,9 @@ def engine_options(setting: Setting) -> VllmOptions:
         max_num_seqs=setting.max_num_seqs,
         max_num_batched_tokens=setting.max_num_batched_tokens,
         high_priority_first=False,
-        arguments=json.loads(setting.arguments),
+        # Both sides' engines are on the same GPUs at once.
+        arguments=({"gpu_memory_utilization": 0.45 * min(setting.num_gpus, 1.0)} if setting.num_gpus else {})
+        | json.loads(setting.arguments),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llumnix.cluster.real.spec import RealEngine, Weights
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.config import Gpu, Model
@@ -9,6 +11,9 @@ from llumnix.engines.base import Engine
 from llumnix.engines.vllm.options import VllmOptions
 from llumnix.errors import ConfigError
 from llumnix.policies.spec import QueueOrder, Scheduler
+
+SHARED_MEMORY = 0.9
+"""Share of a GPU's memory for all instances on it together."""
 
 
 def engine_options(
@@ -46,9 +51,17 @@ def engine_options(
         high_priority_first=scheduler.queue_order is not QueueOrder.arrival,
         watermark_fraction=cluster.watermark_fraction,
         migration=engine.migration,
-        # Ranks are processes of the instance's own actor: Ray gave it the GPUs.
-        arguments=({"distributed_executor_backend": "mp"} if engine.tensor_parallel > 1 else {}) | engine.arguments,
+        arguments=_arguments(engine) | engine.arguments,
     )
+
+
+def _arguments(engine: RealEngine) -> dict[str, Any]:
+    """Return the arguments of vLLM that follow from the share of GPUs that Ray gives an instance."""
+    if engine.tensor_parallel > 1:  # ranks are processes of the instance's own actor: Ray gave it the GPUs
+        return {"distributed_executor_backend": "mp"}
+    if 0 < engine.num_gpus < 1:  # vLLM refuses to start where less memory is free than it takes for its own
+        return {"gpu_memory_utilization": round(SHARED_MEMORY * engine.num_gpus, 3)}
+    return {}
 
 
 def build_engine(options: VllmOptions, environment: dict[str, str], instance_id: int) -> Engine:
