@@ -79,6 +79,20 @@ def test_requests_are_migrated_and_end_with_their_tokens(cluster: RayCluster) ->
     assert kinds.count("migrate_commit") == sum(stream.life.migrations for stream in streams)
 
 
+def test_a_drained_instance_is_empty_and_takes_nothing_until_it_is_resumed(cluster: RayCluster) -> None:
+    streams = submit(cluster, "drained", 9, tokens=150)
+    wait_until(lambda: all(stream.tokens for stream in streams), 60)
+    assert cluster.drain(0, 60)
+    assert not all(stream.ended.is_set() for stream in streams), "nothing was left to give away"
+    late = submit(cluster, "late", 3)
+    for stream in [*streams, *late]:
+        assert_exact(stream, 60)
+    assert all(stream.life.instance_first != 0 for stream in late)
+    cluster.resume(0)
+    wait_until(lambda: not cluster.front_end.loads[0].draining, 10)
+    assert_exact(submit(cluster, "resumed", 1)[0], 60)
+
+
 def test_a_killed_instance_is_restarted_and_its_requests_go_on(cluster: RayCluster) -> None:
     all_up(cluster)
     streams = submit(cluster, "killed", 9)
