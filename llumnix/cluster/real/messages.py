@@ -172,8 +172,8 @@ class Landing:
     """The last stage in one message: reserve `blocks` more, write the parcels, go on with the request.
 
     `last_token_s` is the wall-clock time of the request's last token, None if it has none. `recompute`: it was running,
-    and its KV cache does not come along. `begin_by_s`, on the node's monotonic clock:
-    later the source may have given up waiting, and its blocks, which parcels may only name, may be somebody else's.
+    and its KV cache does not come along. `begin_by_s`, on the node's monotonic clock,
+    if parcels only name blocks: later the source may have given up waiting, and its blocks may be somebody else's.
     """
 
     request_id: str

@@ -237,6 +237,8 @@ class Move:
     def _land(self, blocks: int) -> Action:
         """The last reservation, copy and commit in one message; the machine's next two actions find them done."""
         assert self._frozen is not None
+        by_name = self._carrier in transport.BY_NAME
+        begin_by_s = time.monotonic() + self._source.limits.control_s
         landing = Landing(
             self._request_id,
             self._tag,
@@ -246,13 +248,15 @@ class Move:
             self._frozen.final,
             self._frozen.last_token_s,
             self._recompute and bool(self._frozen.final.generated),
-            None if self._distance is Distance.network else time.monotonic() + self._source.limits.copy_s / 2,
+            begin_by_s if by_name else None,
         )
         self._handed_over = True
         try:
             landed = self._handed_over = self._peer.land(landing)
         except Exception as error:  # whatever it was, the destination may have got as far as to go on
             log.warning("no answer to the last stage of %s: %s", self._request_id, error)
+            if by_name:  # the message may still arrive, and what it names must be there until it would be refused
+                time.sleep(max(0.0, begin_by_s + self._source.limits.control_s - time.monotonic()))
             self._call(self._let_go)
             self._source.lost_sight(self._request_id, self._tag, self._destination)
             self._frozen = None

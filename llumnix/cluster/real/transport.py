@@ -29,6 +29,9 @@ CARRIERS = {
 }
 """Names of Engine.carriers that reach so far, the best first."""
 
+BY_NAME = frozenset({"cuda_ipc"})
+"""Carriers whose parcels only name blocks: the source has to keep them as long as somebody may still read."""
+
 
 def here() -> tuple[str, str]:
     """Name the node and the process, for `distance`."""

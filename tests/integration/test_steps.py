@@ -1,0 +1,40 @@
+"""steps.parquet of the simulator: runs of steps that, taken apart, are the steps of the reference, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from cases import Case, cases
+from hypothesis import given
+from reference import ReferenceInstance
+
+from llumnix.engines.sim.instance import SimInstance
+
+
+def steps_of(case: Case, instance_type: type) -> dict[str, Any]:
+    case = replace(case, engine=replace(case.engine, record_steps=True))
+    steps = case.build(instance_type).run().steps
+    assert steps is not None
+    return steps
+
+
+def one_by_one(steps: dict[str, Any]) -> Iterator[tuple[int, int, int]]:
+    """(instance, batch, tokens) of every step, by instance and time."""
+    for row in np.lexsort((steps["start_s"], steps["instance_id"])):
+        yield from [(steps["instance_id"][row], steps["batch"][row], steps["tokens"][row])] * steps["steps"][row]
+
+
+@given(cases())
+def test_runs_of_steps_are_the_steps_of_the_reference(case: Case) -> None:
+    fast, slow = steps_of(case, SimInstance), steps_of(case, ReferenceInstance)
+    assert set(slow["steps"]) <= {1}
+    assert list(one_by_one(fast)) == list(one_by_one(slow))
+    assert np.isclose(np.sum(fast["duration_s"]), np.sum(slow["duration_s"]))
+
+
+@given(cases())
+def test_nothing_is_recorded_unless_asked_for(case: Case) -> None:
+    assert case.run().steps is None
