@@ -11,6 +11,15 @@ from matplotlib.figure import Figure
 from analysis import panels
 from analysis.points import missing
 
+LATENCIES = {
+    "Request P99": "request_latency_p99_s",
+    "Request Mean": "request_latency_mean_s",
+    "Prefill P99": "prefill_latency_p99_s",
+    "Prefill Mean": "prefill_latency_mean_s",
+    "Decode P99": "decode_latency_p99_s",
+    "Decode Mean": "decode_latency_mean_s",
+}
+"""The six columns that the paper's grids have in common -> key of summary.json."""
 KNOWN = ["figure", "row", "series", "x_name", "x", "replicate"]
 Points = dict[tuple[str, str], list[float]]
 

@@ -11,12 +11,7 @@ EXPERIMENT = "fig11"
 X_NAME = "request_rate"
 ROWS = ["ShareGPT", "BurstGPT", "S-S", "M-M", "L-L", "S-L", "L-S"]
 METRICS = {
-    "Request P99": "request_latency_p99_s",
-    "Request Mean": "request_latency_mean_s",
-    "Prefill P99": "prefill_latency_p99_s",
-    "Prefill Mean": "prefill_latency_mean_s",
-    "Decode P99": "decode_latency_p99_s",
-    "Decode Mean": "decode_latency_mean_s",
+    **grid.LATENCIES,
     "Preemption Loss": "preemption_loss_mean_s",
 }
 """Column of the figure -> key of summary.json."""

@@ -12,12 +12,7 @@ X_NAME = "cv"
 CLASSES = {"Normal": "normal_", "High": "high_"}
 """Row of the figure -> prefix of the keys of summary.json."""
 METRICS = {
-    "Request P99": "request_latency_p99_s",
-    "Request Mean": "request_latency_mean_s",
-    "Prefill P99": "prefill_latency_p99_s",
-    "Prefill Mean": "prefill_latency_mean_s",
-    "Decode P99": "decode_latency_p99_s",
-    "Decode Mean": "decode_latency_mean_s",
+    **grid.LATENCIES,
     "Decode Execution Time": "exec_mean_s",
 }
 SERIES = ["Llumnix", "Llumnix-base"]

@@ -15,12 +15,7 @@ from analysis import grid
 
 EXPERIMENT = "fig14"
 METRICS = {
-    "Request P99": "request_latency_p99_s",
-    "Request Mean": "request_latency_mean_s",
-    "Prefill P99": "prefill_latency_p99_s",
-    "Prefill Mean": "prefill_latency_mean_s",
-    "Decode P99": "decode_latency_p99_s",
-    "Decode Mean": "decode_latency_mean_s",
+    **grid.LATENCIES,
     "Resource Cost": "instances_step_weighted_mean",
     "Resource Cost (time)": "instances_mean",
 }
