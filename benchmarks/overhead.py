@@ -4,7 +4,9 @@ Both sides run on this machine, are started once, outside the measured time, and
 engine is a process with an EngineCore in a tight loop (bare.py); the cluster is the real one: Ray actors, front end,
 global scheduler with reports on and migration off. Engine options and requests are the same, and each round's bare
 engines get the requests as the cluster has split them. All requests are there at once, so that both sides are as busy
-as they can be; one unmeasured round comes before. A side's time is from its first request in to its last token out.
+as they can be, with outputs of `output` tokens give or take a half: equal ones would end in the same step, and give
+the side whose prompts come in one piece larger prefill steps for good. One unmeasured round comes before. A side's time
+is from its first request in to its last token out.
 """
 
 from __future__ import annotations
@@ -200,6 +202,9 @@ def measure(setting: Setting, options: VllmOptions) -> list[tuple[Side, Side]]:
     actor = ActorOptions(num_cpus=setting.num_cpus, num_gpus=setting.num_gpus)
     random = np.random.default_rng(SEED)
     prompts = random.integers(3, 990, size=(setting.requests, setting.prompt)).tolist()
+    outputs = random.integers(
+        setting.output // 2, setting.output + setting.output // 2, setting.requests, endpoint=True
+    )
     done = []
     with bare_engines(setting, options) as engines:
         started_s = time.monotonic()
@@ -212,7 +217,7 @@ def measure(setting: Setting, options: VllmOptions) -> list[tuple[Side, Side]]:
                     EngineRequest(
                         f"{number}-{index}",
                         tuple(prompt),
-                        {"max_tokens": setting.output, "temperature": 0.0, "ignore_eos": True},
+                        {"max_tokens": int(outputs[index]), "temperature": 0.0, "ignore_eos": True},
                         arrival_s=time.time(),
                         arrival_order=index,
                     )

@@ -40,6 +40,8 @@ from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
 
 log = logging.getLogger(__name__)
+SENDERS = 64
+"""How many requests are on their way to instances at the same time; each waits there for the end of a step."""
 REMEMBERED = 1000
 """How many ended requests a front end remembers, for what their instances say of them afterwards."""
 
@@ -151,7 +153,7 @@ class FrontEnd:
         self.duplicates = 0
         self.bypassed = 0
         self.polls = dict.fromkeys(self._instances, 0)
-        self._senders = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sender")
+        self._senders = ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="sender")
         self._listeners = [
             threading.Thread(target=self._listen, args=(instance,), name=f"listener-{id_}", daemon=True)
             for id_, instance in self._instances.items()

@@ -19,6 +19,7 @@ from llumnix.cluster.real.engine_thread import EngineThread
 from llumnix.cluster.real.links import Peer
 from llumnix.cluster.real.messages import (
     Accepted,
+    Address,
     Arrival,
     Chunk,
     Draining,
@@ -105,6 +106,7 @@ class Llumlet:
         self.limits = limits
         self.outbox = Outbox()
         self.push: Callable[[bool], None] = lambda at_once: None  # set by who carries the news without being polled
+        self.landings: Address | None = None  # set by who takes landings at a door of their own
         self.place, self.process = transport.here()
         self._report = report
         self._peer = peer
@@ -364,7 +366,7 @@ class Llumlet:
         apart = transport.distance(self.place, self.process, arrival.place, arrival.process)
         self._state.coming[request_id] = _Coming(arrival.tag, arrival.source, time.monotonic(), apart)
         carriers = engine.carriers_from(arrival.departure)
-        return Accepted(self.incarnation, present, carriers, self.place, self.process)
+        return Accepted(self.incarnation, present, carriers, self.place, self.process, self.landings)
 
     def _expected(self, request_id: str, tag: Tag) -> _Coming | None:
         coming = self._state.coming.get(request_id)
@@ -412,9 +414,9 @@ class Llumlet:
             if output.finish_reason is not None:
                 del self._state.here[output.request_id]
         self.outbox.put(items)
-        self.push(not self._engine.has_work())
-        for check in list(self.after_step):
+        for check in list(self.after_step):  # first: a frozen request waits for it
             check(self._engine)
+        self.push(not self._engine.has_work())
         self._report_if_due()
 
     def _when_idle(self) -> None:

@@ -26,6 +26,15 @@ class NoAnswer(LinkError):  # noqa: N818
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where a process listens, besides Ray, and what a caller has to say first."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Tag:
     """Which life of a request is meant: `attempt` counts replays, `hops` counts moves within the attempt."""
 
@@ -150,13 +159,17 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The destination has reserved: `present_blocks` of the blocks are there already; `carrier` says how to send."""
+    """The destination has reserved: `present_blocks` of the blocks are there already; `carriers` says how to send.
+
+    `landings`: where the last stage is expected, besides at the actor.
+    """
 
     incarnation: str
     present_blocks: int
     carriers: tuple[str, ...]
     place: str
     process: str
+    landings: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

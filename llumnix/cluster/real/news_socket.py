@@ -3,40 +3,25 @@
 Tokens are the only messages whose number grows with steps. As calls to a Ray actor they cost both processes one to two
 milliseconds of CPU time each, as much as a step of a small model, and every thread that wakes up to carry them takes
 the interpreter lock from the engine thread. Here a step's tokens are one system call of the thread that has made them.
-It never waits: what the socket does not take stays for the next time. The address, with the secret that opens the
-connection, goes through Ray.
+It never waits: what the socket does not take stays for the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import pickle
-import secrets
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from llumnix.cluster.real.messages import Chunk, InstanceLost, News, NoAnswer
+from llumnix.cluster.real import channel
+from llumnix.cluster.real.messages import Address, Chunk, InstanceLost, News, NoAnswer
 
-SECRET_BYTES = 32
-HELLO_S = 10.0
-"""How long a new connection has for its secret."""
 TICK_S = 0.05
 """What no step sends, because it was too soon after the one before, leaves after this time at the latest."""
 _NUMBER = struct.Struct("!q")
-
-
-@dataclass(frozen=True, slots=True)
-class NewsAddress:
-    """Where an instance gives its news, and what the caller has to say first."""
-
-    host: str
-    port: int
-    secret: bytes
 
 
 class NewsServer:
@@ -64,9 +49,8 @@ class NewsServer:
         self._acknowledgements = b""
         self._arrived = self._sent = 0  # numbers of items
         self._sent_s = 0.0
-        self._listener = socket.create_server((host, 0))
+        self._listener, self.address = channel.listen(host)
         self._listener.settimeout(TICK_S)
-        self.address = NewsAddress(host, self._listener.getsockname()[1], secrets.token_bytes(SECRET_BYTES))
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="news", daemon=True).start()
 
@@ -107,15 +91,9 @@ class NewsServer:
 
     def _greet(self, connection: socket.socket) -> None:
         """Let a caller in who knows the secret; whoever was connected before is cut off."""
-        try:
-            connection.settimeout(HELLO_S)
-            if not hmac.compare_digest(receive(connection, SECRET_BYTES), self.address.secret):
-                raise ConnectionRefusedError
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setblocking(False)
-        except (OSError, EOFError):
-            connection.close()
+        if not channel.let_in(connection, self.address):
             return
+        connection.setblocking(False)
         with self._lock:
             self._hang_up()
             self._unsent = self._acknowledgements = b""
@@ -132,8 +110,7 @@ class NewsServer:
             news = self._news(self._arrived, self._sent)
             if not news.items and now_s - self._sent_s < self._silence_s:
                 return
-            content = encode(news)
-            self._unsent = _NUMBER.pack(len(content)) + content
+            self._unsent = channel.framed(encode(news))
             self._sent = news.last
         with contextlib.suppress(BlockingIOError):
             self._unsent = self._unsent[self._connection.send(self._unsent) :]
@@ -160,16 +137,9 @@ class NewsServer:
 class NewsClient:
     """The front end's side. After an error it is of no use any more."""
 
-    def __init__(self, address: NewsAddress, limit_s: float) -> None:
+    def __init__(self, address: Address, limit_s: float) -> None:
         """Connect; InstanceLost if nobody is there, NoAnswer after `limit_s`."""
-        try:
-            self._connection = socket.create_connection((address.host, address.port), limit_s)
-            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connection.sendall(address.secret)
-        except TimeoutError:
-            raise NoAnswer(f"{address.host}:{address.port} did not answer within {limit_s:g} s") from None
-        except OSError as error:
-            raise InstanceLost(f"{address.host}:{address.port}: {error}") from None
+        self._connection = channel.connect(address, limit_s)
 
     def poll(self, arrived: int, limit_s: float) -> News:
         """Say up to which number items have arrived, and return the next news.
@@ -180,8 +150,7 @@ class NewsClient:
         try:
             self._connection.settimeout(limit_s)
             self._connection.sendall(_NUMBER.pack(arrived))
-            (size,) = _NUMBER.unpack(receive(self._connection, _NUMBER.size, end_s))
-            content = receive(self._connection, size, end_s)
+            content = channel.message(self._connection, end_s)
         except TimeoutError:
             raise NoAnswer(f"there was no news for {limit_s:g} s") from None
         except (OSError, EOFError) as error:
@@ -205,16 +174,3 @@ def decode(content: bytes) -> News:
     return News(
         incarnation, last, [Chunk._make(item) if type(item) is tuple else item for item in items], stuck_s, load
     )
-
-
-def receive(connection: socket.socket, size: int, end_s: float | None = None) -> bytes:
-    """Read exactly `size` bytes; EOFError if the other side hangs up, TimeoutError after `end_s` (monotonic)."""
-    data = bytearray()
-    while len(data) < size:
-        if end_s is not None:
-            connection.settimeout(max(1e-3, end_s - time.monotonic()))
-        part = connection.recv(size - len(data))
-        if not part:
-            raise EOFError("the other side hung up")
-        data += part
-    return bytes(data)

@@ -166,7 +166,8 @@ def _connect(address: str | None, namespace: str, instances: int, options: Actor
     if address is None:
         # Logical CPUs: engines share the ones there are.
         cpus = max(os.cpu_count() or 1, round(instances * options.num_cpus) + 1)
-        ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=1 << 29, **quiet)
+        # Without "local" Ray would join a cluster that somebody has started on this machine.
+        ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=1 << 29, **quiet)
         return
     try:
         ray.init(address=address, **quiet)

@@ -118,7 +118,7 @@ class PeerMemory:
 
 def copy_rows(source: Rows, source_rows: Sequence[int], target: Rows, rows: Sequence[int]) -> None:
     """Copy rows of each source tensor into rows of its target, on the current stream."""
-    there, here = (_on_device(numbers, target.device) for numbers in (source_rows, rows))
+    there, here = _on_device([*source_rows, *rows], target.device).split(len(rows))
     if source.whole and target.whole and source.strides == target.strides:
         versions.lookup("llumnix.engines.vllm.row_copy.copy")(
             source.addresses, there, target.addresses, here, target.row_words

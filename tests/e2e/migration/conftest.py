@@ -64,7 +64,8 @@ def engine_of(made_engines: dict[str, Any], tmp_path_factory: pytest.TempPathFac
             "max_model_tokens": 1024,
             "max_num_seqs": 16,
             "max_num_batched_tokens": 2048,
-            "arguments": {"enforce_eager": True},
+            # Many engines share a GPU, where there is one.
+            "arguments": {"enforce_eager": True, "gpu_memory_utilization": 0.1},
         }
         key = f"{name} {sorted(changes.items(), key=str)}"
         if key not in made_engines:
