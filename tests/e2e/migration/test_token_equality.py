@@ -20,7 +20,7 @@ REQUESTS: dict[str, EngineRequest] = {
         request("penalties", 3 * BLOCK - 1, presence_penalty=0.8, frequency_penalty=0.6),
         request("seeded", BLOCK + 1, temperature=1.0, seed=77),
         request("seeded-narrow", 40, temperature=0.9, top_p=0.9, top_k=50, seed=5, repetition_penalty=1.2),
-        request("min-tokens", 50, min_tokens=60, stop_token_ids=list(range(3, 131)), ignore_eos=False),
+        request("min-tokens", 50, min_tokens=60, stop_token_ids=list(range(3, 130)), ignore_eos=False),
         request("logprobs", 70, logprobs=3, temperature=0.7, seed=9),
         request("high", 45, Priority.HIGH, presence_penalty=0.5),
     )
