@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -67,15 +68,60 @@ def _write_page(outputs: Path) -> None:
     words.console().print(str(index), markup=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What a figure is made of."""
+
+    samples: pd.DataFrame
+    points: pd.DataFrame
+    runs: int
+    made_by: str
+    notes: list[str]
+    synthetic: set[str] = field(default_factory=set)
+
+
 def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) -> str:
     """Make all files of one figure and say what was made; the returned sentence says why not, or is empty.
 
     A module of analysis.figures has EXPERIMENT (the directory of its runs), samples(runs) and draw(points, paper,
     synthetic), and VARIED if its runs differ in more than analysis.select expects; what it draws and what the claims
     judge are the same samples. One with report(points, notes) compares series with each other, and writes that where
-    others judge sentences of the paper.
+    others judge sentences of the paper. One with read(outputs) takes its samples from other files than those of runs,
+    which the command HOW makes.
     """
     console = words.console()
+    paper = paper_points(name)
+    found = _of_files(module, outputs) if hasattr(module, "read") else _of_runs(module, paper, outputs, wanted)
+    if isinstance(found, str):
+        return found
+    results = [evaluate(claim, found.samples, paper) for claim in claims_of(name)]
+    with mpl.rc_context(style.SETTINGS):
+        figure = module.draw(found.points, paper, found.synthetic)
+        files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
+    about = {
+        "title": (module.__doc__ or name).splitlines()[0].rstrip("."),
+        "made_by": [found.made_by, f"python -m analysis.plot fig={name.removeprefix('fig')}"],
+        "runs": found.runs,
+        "notes": found.notes,
+    }
+    compares = hasattr(module, "report")
+    title = f"Claims about {name}, judged on {found.runs} runs"
+    report = module.report(found.points, found.notes) if compares else to_text(title, found.notes, results)
+    files |= {
+        ".csv": to_csv(found.points).encode(),
+        ".claim": report.encode(),
+        ".claim.json": to_json(name, about, results).encode(),
+    }
+    folder = outputs / module.EXPERIMENT / "figures"
+    for suffix, content in files.items():
+        _write(folder / f"{name}{suffix}", content)
+    for line in report.splitlines() if compares else found.notes:
+        console.print(line, markup=False)
+    console.print(f"{folder / name}{{{','.join(files)}}}", markup=False)
+    return ""
+
+
+def _of_runs(module: ModuleType, paper: pd.DataFrame, outputs: Path, wanted: dict[str, str]) -> _Material | str:
     found = load.runs(outputs, module.EXPERIMENT)
     runs = load.matching(found[found["state"] == load.State.DONE], wanted)
     if runs.empty:
@@ -85,40 +131,20 @@ def _draw(module: ModuleType, name: str, outputs: Path, wanted: dict[str, str]) 
             f"make them with: python -m runners.serve experiment={module.EXPERIMENT}{filters}"
         )
     runs, notes = select.of_one_setting(runs, getattr(module, "VARIED", ()))
-    paper = paper_points(name)
     samples = module.samples(runs)
     points = aggregate(samples)
     notes += _not_drawn(found, points, paper, module.EXPERIMENT)
     synthetic = {*runs.loc[runs["workload.synthetic"].astype(bool), "config.trace.label"]}
     if synthetic:
         notes.append(f"Synthetic lengths, shaped after Table 1 and not the data set's: {', '.join(sorted(synthetic))}.")
-    results = [evaluate(claim, samples, paper) for claim in claims_of(name)]
-    with mpl.rc_context(style.SETTINGS):
-        figure = module.draw(points, paper, synthetic)
-        files = {".png": _render(figure, "png"), ".pdf": _render(figure, "pdf")}
-    about = {
-        "title": (module.__doc__ or name).splitlines()[0].rstrip("."),
-        "made_by": [
-            _serve_command(module.EXPERIMENT, runs, wanted),
-            f"python -m analysis.plot fig={name.removeprefix('fig')}",
-        ],
-        "runs": len(runs),
-        "notes": notes,
-    }
-    title = f"Claims about {name}, judged on {len(runs)} runs"
-    report = module.report(points, notes) if hasattr(module, "report") else to_text(title, notes, results)
-    files |= {
-        ".csv": to_csv(points).encode(),
-        ".claim": report.encode(),
-        ".claim.json": to_json(name, about, results).encode(),
-    }
-    folder = outputs / module.EXPERIMENT / "figures"
-    for suffix, content in files.items():
-        _write(folder / f"{name}{suffix}", content)
-    for note in notes:
-        console.print(note, markup=False)
-    console.print(f"{folder / name}{{{','.join(files)}}}", markup=False)
-    return ""
+    return _Material(samples, points, len(runs), _serve_command(module.EXPERIMENT, runs, wanted), notes, synthetic)
+
+
+def _of_files(module: ModuleType, outputs: Path) -> _Material | str:
+    samples = module.read(outputs)
+    if samples.empty:
+        return f"Nothing for fig={module.EXPERIMENT} in {outputs / module.EXPERIMENT}; make it with: {module.HOW}"
+    return _Material(samples, aggregate(samples), samples["row"].nunique(), module.HOW, [])
 
 
 def _not_drawn(found: pd.DataFrame, points: pd.DataFrame, paper: pd.DataFrame, experiment: str) -> list[str]:

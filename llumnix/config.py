@@ -13,15 +13,18 @@ from llumnix.errors import ConfigError
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    """A language model, as far as a scheduler has to know it."""
+    """A language model, as far as a scheduler has to know it. Only a profile of layers asks for their number."""
 
     name: str = ""
     label: str = ""
     kv_bytes_per_token: int = 0
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         if self.kv_bytes_per_token <= 0:
             raise ConfigError(f"model.kv_bytes_per_token must be positive, got {self.kv_bytes_per_token}.")
+        if self.layers is not None and self.layers < 1:
+            raise ConfigError(f"model.layers must be at least 1, got {self.layers}.")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -26,6 +26,10 @@ PROFILE = pa.schema(
 )
 
 
+FITTED = PROFILE.append(pa.field("fitted_s", pa.float64()))
+"""The table with the time that the fitted cost model gives each step; empty where a row was not used."""
+
+
 class Region(StrEnum):
     """What a step is made of. Each has coefficients of its own, since attention over both costs more than its parts."""
 
@@ -35,7 +39,7 @@ class Region(StrEnum):
 
 
 def pairs(chunk_tokens: int, context_tokens: int) -> int:
-    """Attention work of a chunk behind `context_tokens` tokens: how many (query, key) pairs causal attention looks at."""
+    """How many (query, key) pairs causal attention looks at for a chunk behind `context_tokens` tokens: its work."""
     return chunk_tokens * context_tokens + chunk_tokens * (chunk_tokens + 1) // 2
 
 

@@ -9,11 +9,28 @@ from typing import Any
 
 from runners.config import NOT_RESULT
 
+CHUNKED_ONLY = frozenset({"async_scheduling", "prefix_caching"})
+"""Options of the simulated engine that mean nothing while it batches prompts first."""
+IF_MEASURED = frozenset({"prefill_per_context_ms", "dense_tokens", "dense_ms", "mixed"})
+"""Terms of a cost model that only profiles have."""
+
 
 def job_config(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides the results: with an SLO only where one is given."""
-    no_slo = not any(limit_s is not None for limit_s in resolved["slo"].values())
-    return {key: value for key, value in resolved.items() if key not in NOT_RESULT and not (key == "slo" and no_slo)}
+    """The part of a resolved configuration that decides the results.
+
+    An SLO only where one is given, and other options only where they mean something, so that what was run before there
+    were such options keeps its name.
+    """
+    job = {key: value for key, value in resolved.items() if key not in NOT_RESULT}
+    if "slo" in job and not any(limit_s is not None for limit_s in job["slo"].values()):
+        del job["slo"]
+    if job.get("engine", {}).get("batching") == "prefill_first":
+        job["engine"] = {key: value for key, value in job["engine"].items() if key not in CHUNKED_ONLY}
+    if "model" in job:
+        job["model"] = {key: value for key, value in job["model"].items() if key != "layers"}
+    if "gpu" in job:
+        job["gpu"] = job["gpu"] | {"costs": {model: _measured(cost) for model, cost in job["gpu"]["costs"].items()}}
+    return job
 
 
 def run_id(job: Mapping[str, Any], schema_version: int) -> str:
@@ -23,3 +40,7 @@ def run_id(job: Mapping[str, Any], schema_version: int) -> str:
     """
     text = json.dumps([schema_version, job], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _measured(cost: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cost.items() if value or key not in IF_MEASURED}

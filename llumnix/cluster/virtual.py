@@ -20,10 +20,12 @@ from llumnix.cluster.fleet import Fleet
 from llumnix.cluster.moves import Move
 from llumnix.cluster.result import Columns, RunResult
 from llumnix.cluster.spec import ClusterSpec
+from llumnix.engines.sim.chunked import ChunkedInstance
 from llumnix.engines.sim.cost import PS_PER_S, CostModel
 from llumnix.engines.sim.instance import Segment, SimInstance
+from llumnix.engines.sim.prefill_first import PrefillFirstInstance
 from llumnix.engines.sim.request import SimRequest
-from llumnix.engines.sim.spec import SimEngine
+from llumnix.engines.sim.spec import Batching, SimEngine
 from llumnix.errors import ConfigError
 from llumnix.load import InstanceLoad, migration_freeness
 from llumnix.migration import AbortReason
@@ -32,6 +34,10 @@ from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority, Workload
 from llumnix.scheduler import GlobalScheduler
 
+INSTANCE_TYPES: dict[Batching, type[SimInstance]] = {
+    Batching.prefill_first: PrefillFirstInstance,
+    Batching.chunked: ChunkedInstance,
+}
 _NEVER = 1 << 62
 _MESSAGE, _STEP_END = 0, 1
 _NOTHING: tuple[int, int, int, Any] = (_NEVER, _STEP_END, 0, None)
@@ -73,7 +79,7 @@ class VirtualCluster:
         cost: CostModel,
         scheduler: Scheduler,
         uniform: Callable[[], float],
-        instance_type: type[SimInstance] = SimInstance,
+        instance_type: type[SimInstance] | None = None,
     ) -> None:
         blocks = cluster.kv_blocks if cluster.kv_blocks is not None else cost.spec.kv_blocks
         if blocks < 1:
@@ -99,11 +105,13 @@ class VirtualCluster:
                 f"{scaling.min_instances} and max_instances={scaling.max_instances}: it is the number to begin with."
             )
         self.scheduler = GlobalScheduler(scheduler, range(cluster.instances), self, uniform)
+        chosen = instance_type or INSTANCE_TYPES[engine.batching]
 
         def build(instance_id: int) -> SimInstance:
-            return instance_type(
+            return chosen(
                 instance_id,
                 cluster,
+                engine,
                 blocks,
                 cost,
                 scheduler.queue_order,

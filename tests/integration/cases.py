@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from reference import ReferenceInstance
+from reference_chunked import ReferenceChunked
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import RunResult, VirtualCluster
-from llumnix.engines.sim.cost import CostModel, StepCost
-from llumnix.engines.sim.spec import SimEngine
+from llumnix.engines.sim.cost import CostModel, MixedCost, StepCost
+from llumnix.engines.sim.spec import Batching, SimEngine
 from llumnix.load import FreenessRule, QueueDemand
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import HighPriorityMoves, MigrationMethod, MigrationPolicy, RequestChoice
@@ -24,6 +26,7 @@ from llumnix.request import Workload
 
 CHOICES = 7
 """Seed of what a dispatcher that chooses at random draws."""
+REFERENCES = {Batching.prefill_first: ReferenceInstance, Batching.chunked: ReferenceChunked}
 EXAMPLES = os.environ.get("LLUMNIX_EXAMPLES")
 """How many random cases each property gets; unset: few, and the same ones every time."""
 
@@ -55,6 +58,10 @@ class Case:
         cost = CostModel(self.step_cost, self.kv_bytes_per_token)
         uniform = random.Random(CHOICES).random
         return VirtualCluster(self.workload, self.cluster, self.engine, cost, self.scheduler, uniform, **chosen)
+
+    def run_step_by_step(self) -> RunResult:
+        """Return the result of one run on the slow instances."""
+        return self.build(REFERENCES[self.engine.batching]).run()
 
     def run(self, instance_type: Any = None) -> RunResult:
         """Return the result of one run."""
@@ -141,16 +148,21 @@ def workloads(draw: st.DrawFn, most: int = 30) -> Workload:
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> ClusterSpec:
+def clusters(draw: st.DrawFn, batching: Batching) -> ClusterSpec:
     """Return a few small instances, most of them too small for comfort."""
+    max_num_seqs = draw(st.sampled_from([1, 2, 3, 5, 256, 256, 256]))
+    max_num_batched_tokens = draw(st.sampled_from([40, 100, 12800]))
+    if batching is Batching.chunked:
+        max_num_seqs = min(max_num_seqs, 30)  # more than there are requests
+        max_num_batched_tokens = draw(st.sampled_from([max_num_seqs + 1, max_num_seqs + 7, 40, 100, 12800]))
     block_size = draw(st.sampled_from([1, 2, 4, 4, 7, 16]))
     tokens = draw(st.sampled_from([120, 160, 200, 260, 400, 2000]))
     return ClusterSpec(
         instances=draw(st.sampled_from([1, 2, 2, 3, 3, 4])),
         block_size_tokens=block_size,
         kv_blocks=max(2, tokens // block_size),
-        max_num_seqs=draw(st.sampled_from([1, 2, 3, 5, 256, 256, 256])),
-        max_num_batched_tokens=draw(st.sampled_from([40, 100, 12800])),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
         watermark_fraction=draw(st.sampled_from([0.0, 0.01, 0.05, 0.2])),
     )
 
@@ -158,6 +170,7 @@ def clusters(draw: st.DrawFn) -> ClusterSpec:
 @st.composite
 def step_costs(draw: st.DrawFn) -> StepCost:
     """Return step costs: whole milliseconds as often as not, growing with the batch and its tokens or not at all."""
+    dense = draw(st.booleans())
     return StepCost(
         step_gap_ms=draw(st.sampled_from([0, 4, 1.5])),
         decode_base_ms=draw(st.sampled_from([1, 6, 10, 31.0, 30.97])),
@@ -168,6 +181,10 @@ def step_costs(draw: st.DrawFn) -> StepCost:
         prefill_per_token_ms=draw(st.sampled_from([0.1, 0.2112, 1])),
         prefill_per_token2_ms=draw(st.sampled_from([0, 3.98e-6, 0.01])),
         prefill_per_request_ms=draw(st.sampled_from([0, 1])),
+        prefill_per_context_ms=draw(st.sampled_from([0, 0.02])),
+        dense_tokens=[1, 5, 30] if dense else [],
+        dense_ms=[5.0, 5.5, 20.0] if dense else [],
+        mixed=draw(st.sampled_from([None, MixedCost(base_ms=1, decode_per_request_ms=0.7, decode_per_token_ms=0.07)])),
         copy_latency_ms=draw(st.sampled_from([0, 1, 28, 300])),
         last_copy_latency_ms=draw(st.sampled_from([0, 1, 14, 100])),
         copy_bandwidth_gb_s=draw(st.sampled_from([100, 1e-2, 1e-3, 2.5e-4])),
@@ -228,13 +245,24 @@ def schedulers(
 
 
 @st.composite
-def cases(draw: st.DrawFn, load_reports: LoadReports | None = None, persistent_pairs: bool | None = None) -> Case:
+def cases(
+    draw: st.DrawFn,
+    load_reports: LoadReports | None = None,
+    persistent_pairs: bool | None = None,
+    batching: Batching | None = None,
+) -> Case:
     """Return a whole run; of a choice that is None, either reading."""
-    cluster = draw(clusters())
+    batching = batching or draw(st.sampled_from(Batching))
+    cluster = draw(clusters(batching))
     return Case(
         workload=draw(workloads()),
         cluster=cluster,
         step_cost=draw(step_costs()),
         scheduler=draw(schedulers(cluster.instances, load_reports, persistent_pairs)),
-        engine=SimEngine(sample_period_s=draw(st.sampled_from([0.0471, 0.3, 1.0]))),
+        engine=SimEngine(
+            sample_period_s=draw(st.sampled_from([0.0471, 0.3, 1.0])),
+            batching=batching,
+            async_scheduling=draw(st.booleans()),
+            prefix_caching=draw(st.booleans()),
+        ),
     )

@@ -14,6 +14,7 @@ from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import CostModel
 from llumnix.engines.sim.instance import Segment
 from llumnix.engines.sim.request import SimRequest
+from llumnix.engines.sim.spec import SimEngine
 from llumnix.load import InstanceLoad
 from llumnix.policies.spec import LoadReports, QueueOrder
 from llumnix.request import Priority
@@ -26,6 +27,7 @@ class ReferenceInstance:
         self,
         instance_id: int,
         spec: ClusterSpec,
+        engine: SimEngine,
         total_blocks: int,
         cost: CostModel,
         queue_order: QueueOrder,
@@ -225,9 +227,12 @@ class ReferenceInstance:
             request.status = "finished"
             request.end_ps = now_ps
             self.running.remove(request)
-            self.free_blocks += self._held_blocks.pop(request)
-            del self._kv_tokens[request]
+            self._give_back(request)
             self._on_finished(request)
+
+    def _give_back(self, request: SimRequest) -> None:
+        self.free_blocks += self._held_blocks.pop(request)
+        del self._kv_tokens[request]
 
     def _begin_step(self, now_ps: int) -> None:
         """Begin one step at `now_ps` if there is anything to do."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import VirtualCluster
 from llumnix.engines.sim.cost import CostModel, StepCost
-from llumnix.engines.sim.instance import SimInstance
+from llumnix.engines.sim.prefill_first import PrefillFirstInstance
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.errors import ConfigError
 from llumnix.policies.spec import Scheduler
@@ -89,7 +89,7 @@ def test_what_is_accepted_can_finish_and_what_is_rejected_could_not(shape: tuple
 
 
 def test_a_run_in_which_nothing_can_happen_any_more_is_an_error_not_a_hang() -> None:
-    class Deaf(SimInstance):
+    class Deaf(PrefillFirstInstance):
         def enqueue(self, request: object, now_ps: int) -> None:
             pass
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from cases import A10, Case, cases, examples, heavy_tailed
 from hypothesis import given
-from reference import ReferenceInstance
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import RunResult
-from llumnix.engines.sim.spec import SimEngine
+from llumnix.engines.sim.spec import Batching, SimEngine
 from llumnix.load import QueueDemand
 from llumnix.policies.migration import MigrationPolicy, RequestChoice
 from llumnix.policies.spec import LoadReports, Scheduler
@@ -28,12 +27,15 @@ def assert_same_records(fast: RunResult, slow: RunResult) -> None:
             )
 
 
+@pytest.mark.parametrize("batching", Batching)
 @pytest.mark.parametrize("load_reports", LoadReports)
-def test_random_small_runs_are_those_of_the_step_by_step_reference(load_reports: LoadReports) -> None:
+def test_random_small_runs_are_those_of_the_step_by_step_reference(
+    load_reports: LoadReports, batching: Batching
+) -> None:
     @examples(100)
-    @given(cases(load_reports))
+    @given(cases(load_reports, batching=batching))
     def compare(case: Case) -> None:
-        assert_same_records(case.run(), case.run(ReferenceInstance))
+        assert_same_records(case.run(), case.run_step_by_step())
 
     compare()
 
@@ -54,17 +56,18 @@ PAPER = Scheduler(
 )
 
 
+@pytest.mark.parametrize("batching", Batching)
 @pytest.mark.parametrize("scheduler", [RELEASED, PAPER], ids=["released", "paper"])
-def test_a_heavy_tailed_run_is_that_of_the_step_by_step_reference(scheduler: Scheduler) -> None:
+def test_a_heavy_tailed_run_is_that_of_the_step_by_step_reference(scheduler: Scheduler, batching: Batching) -> None:
     case = Case(
         workload=heavy_tailed(300, rate=3.0, mean_tokens=256, high_fraction=0.1),
         cluster=ClusterSpec(instances=3, kv_blocks=400),
         step_cost=A10,
         scheduler=scheduler,
-        engine=SimEngine(sample_period_s=1.0),
+        engine=SimEngine(sample_period_s=1.0, batching=batching),
         kv_bytes_per_token=524_288,
     )
     fast = case.run()
-    assert_same_records(fast, case.run(ReferenceInstance))
+    assert_same_records(fast, case.run_step_by_step())
     kinds = set(fast.events["kind"])
     assert {"preempt", "migrate_commit"} <= kinds, "a run in which little happens shows little"

@@ -9,8 +9,9 @@ from reference import ReferenceInstance
 
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import PS_PER_MS, CostModel, StepCost
-from llumnix.engines.sim.instance import SimInstance
+from llumnix.engines.sim.prefill_first import PrefillFirstInstance
 from llumnix.engines.sim.request import SimRequest
+from llumnix.engines.sim.spec import SimEngine
 from llumnix.policies.spec import LoadReports, QueueOrder
 from llumnix.request import Priority
 
@@ -38,6 +39,7 @@ class Bench:
         self.instance = instance_type(
             0,
             ClusterSpec(**({"instances": 1, "block_size_tokens": 1} | limits)),
+            SimEngine(),
             kv_blocks,
             COST,
             queue_order,
@@ -69,7 +71,7 @@ class Bench:
         return [r.arrival_order for r in self.instance.waiting]
 
 
-@pytest.fixture(params=[SimInstance, ReferenceInstance], ids=["fast", "reference"])
+@pytest.fixture(params=[PrefillFirstInstance, ReferenceInstance], ids=["fast", "reference"])
 def world(request: pytest.FixtureRequest) -> Any:
     return request.param
 

@@ -14,9 +14,8 @@ from cases import A10, Case, cases, examples, heavy_tailed, settled, workload
 from hypothesis import given
 
 from llumnix.cluster.spec import ClusterSpec
-from llumnix.cluster.virtual import VirtualCluster
+from llumnix.cluster.virtual import INSTANCE_TYPES, VirtualCluster
 from llumnix.engines.sim.cost import StepCost
-from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.scaling import ScalingPolicy
@@ -141,7 +140,7 @@ def instants(case: Case) -> list[tuple[int, int]]:
     """Return what happens in a run, in that order, as (time in ps, kind)."""
     log: list[tuple[int, int]] = []
 
-    class Logged(SimInstance):
+    class Logged(INSTANCE_TYPES[case.engine.batching]):  # type: ignore[misc]
         def boundary(self, now_ps: int) -> None:
             log.append((now_ps, _STEP_END))
             super().boundary(now_ps)

@@ -17,7 +17,7 @@ from reference import ReferenceInstance
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import VirtualCluster
 from llumnix.engines.sim.cost import StepCost
-from llumnix.engines.sim.instance import SimInstance
+from llumnix.engines.sim.prefill_first import PrefillFirstInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.policies.migration import HighPriorityMoves, MigrationMethod, MigrationPolicy
@@ -27,7 +27,9 @@ from llumnix.request import Priority
 STEP_S, CONTROL_S, COPY_S, ROUND_S = 0.030, 0.001, 0.070, 0.2
 COST = StepCost(step_gap_ms=5, decode_base_ms=25, prefill_floor_ms=10, copy_bandwidth_gb_s=1e9, control_ms=1)
 LONG_AGO_OVER = (1000.0, 1, 1, 0)  # keeps the run going until every migration has ended
-BOTH_WORLDS = pytest.mark.parametrize("instance_type", [SimInstance, ReferenceInstance], ids=["fast", "reference"])
+BOTH_WORLDS = pytest.mark.parametrize(
+    "instance_type", [PrefillFirstInstance, ReferenceInstance], ids=["fast", "reference"]
+)
 
 
 def case(

@@ -1,38 +1,199 @@
-"""From measured steps to the coefficients of the cost model, with the error of the fit in each region."""
+"""From measured steps to the coefficients of the cost model, with the error of the fit in each region.
+
+Least squares on relative errors, every region with the same weight, no coefficient negative: the formulas of StepCost
+are linear in their coefficients once the points of the dense line are fixed. These lie at powers of two, and what is
+fitted are its rises from one to the next, so that no time falls as work grows, in the range of the profile or beyond.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from llumnix.engines.sim.cost import StepCost
-from llumnix.profile import Region
+import numpy as np
+from scipy.optimize import nnls
+
+from llumnix.engines.sim.cost import MixedCost, StepCost
+from llumnix.errors import ConfigError
+from llumnix.profile import PROFILE, Region, in_region
 from llumnix.record import Columns
+from llumnix.request import FloatArray
+
+FIRST_KNOT_TOKENS = 16
+"""Below, GPUs read the weights whatever the number of tokens: one piece of the dense line is enough."""
+FOLDS = 5
+_VARIED = {Region.decode: ("decode_requests", "decode_context_tokens"), Region.prefill: ("prefill_tokens",)}
+FEWEST_STEPS = {Region.decode: 8, Region.prefill: 5, Region.mixed: 8}
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
 class RegionError:
-    """Relative error of the fitted time of the steps of one region; percentiles over its rows, all fractions."""
+    """Relative error of the fitted times of the steps of one region, as fractions.
+
+    `median`, `p90` and `worst` are of the absolute error; `held_out` is the median of steps that were left out of the
+    fit, a fifth of the table at a time.
+    """
 
     region: Region
     steps: int
-    mean: float  # signed: how much longer the fitted steps are in all
-    median: float  # of the absolute error, like the next two
+    mean: float
+    median: float
     p90: float
     worst: float
+    held_out: float
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Coefficients of the steps, no other field of `cost` set, and how near they come to the rows they were fitted on."""
+    """Costs of steps, no other field of `cost` set; how near they come to the table; and each row's fitted time."""
 
     cost: StepCost
     errors: tuple[RegionError, ...]
+    fitted_s: FloatArray
 
 
 def fit_steps(steps: Columns) -> Fit:
-    """Fit the costs of decode-only, prefill-only and mixed steps to a table with the columns of llumnix.profile.PROFILE.
+    """Fit the costs of decode-only, prefill-only and mixed steps to a table with the columns of PROFILE.
 
-    A region without rows takes its coefficients from the others. Raises ConfigError, one sentence that names what is
-    missing, where decode-only or prefill-only steps are too few or too much alike to tell the coefficients apart.
+    Without mixed steps their coefficients are left out (StepCost.mixed is None). Raises ConfigError, one sentence,
+    where there are too few decode-only or prefill-only steps to tell the coefficients apart.
     """
-    raise NotImplementedError
+    columns = {name: np.asarray(steps[name], dtype=np.float64) for name in PROFILE.names}
+    step_s = columns["step_s"]
+    regions = {r: in_region(r, columns["prefill_requests"], columns["decode_requests"]) for r in Region}
+    _check(columns, regions)
+    if regions[Region.mixed].sum() < FEWEST_STEPS[Region.mixed]:
+        del regions[Region.mixed]
+    used = np.any([*regions.values()], axis=0) & (step_s > 0)
+    regions = {region: rows[used] for region, rows in regions.items()}
+    columns = {name: column[used] for name, column in columns.items()}
+    knots = _knots(columns["prefill_tokens"] + columns["decode_requests"])
+    work = _work(columns, regions, knots)
+    weights = _weights(columns["step_s"], regions)
+    coefficients = _solve(work, columns["step_s"], weights)
+    error = work @ coefficients / columns["step_s"] - 1
+    held_out = _held_out(work, columns["step_s"], weights)
+    fitted_s = np.full(len(step_s), np.nan)
+    fitted_s[used] = work @ coefficients
+    return Fit(
+        cost=_cost(coefficients, knots, mixed=Region.mixed in regions),
+        errors=tuple(_error(region, error[rows], held_out[rows]) for region, rows in regions.items()),
+        fitted_s=fitted_s,
+    )
+
+
+def _check(columns: dict[str, FloatArray], regions: dict[Region, Any]) -> None:
+    for region, sizes in _VARIED.items():
+        rows = regions[region]
+        if rows.sum() < FEWEST_STEPS[region]:
+            raise ConfigError(
+                f"The profile has {rows.sum()} {region}-only steps, and a fit needs at least {FEWEST_STEPS[region]}: "
+                f"measure more of them."
+            )
+        for size in sizes:
+            if len(np.unique(columns[size][rows])) < 3:
+                raise ConfigError(
+                    f"The {region}-only steps of the profile have less than three values of {size}, too few for a fit: "
+                    f"measure others."
+                )
+
+
+def _knots(tokens: FloatArray) -> list[int]:
+    """Where the dense line bends: 1, and powers of two between which, each and the one before, there are steps."""
+    knots, knot = [1], FIRST_KNOT_TOKENS
+    while knot <= tokens.max():
+        if np.any((tokens > knots[-1]) & (tokens <= knot)):
+            knots.append(knot)
+        knot *= 2
+    return knots if len(knots) > 1 else [1, FIRST_KNOT_TOKENS]
+
+
+def _work(columns: dict[str, FloatArray], regions: dict[Region, Any], knots: list[int]) -> Matrix:
+    """What each step works on, a column per coefficient; of the dense line, the share that is done of each rise."""
+    prefills, decodes = columns["prefill_requests"], columns["decode_requests"]
+    tokens, context = columns["prefill_tokens"], columns["prefill_context_tokens"]
+    squares = 2 * columns["prefill_pairs"] - tokens
+    decode_context = columns["decode_context_tokens"]
+    none = np.zeros(len(tokens), dtype=bool)
+    decode, prefill, mixed = (regions.get(region, none) for region in Region)
+    rises = [np.ones(len(tokens))]
+    for start, end in pairwise(knots):
+        share = (tokens + decodes - start) / (end - start)
+        rises.append(np.clip(share, 0, None if end == knots[-1] else 1))
+    rest = [
+        prefills + decodes,
+        decode * decode_context,
+        prefill * squares,
+        prefill * context,
+        mixed * 1.0,
+        mixed * decodes,
+        mixed * decode_context,
+        mixed * squares,
+        mixed * context,
+    ]
+    return np.stack([*rises, *rest], axis=1)
+
+
+def _weights(step_s: FloatArray, regions: dict[Region, Any]) -> FloatArray:
+    """One over each step's time, and the regions evened out."""
+    weights = 1 / step_s
+    for rows in regions.values():
+        weights[rows] /= np.sqrt(rows.sum())
+    return weights
+
+
+def _solve(work: Matrix, step_s: FloatArray, weights: FloatArray) -> FloatArray:
+    """Coefficients of the columns, in seconds, none negative."""
+    weighted = work * weights[:, None]
+    scale = np.abs(weighted).max(axis=0)
+    scale[scale == 0] = 1  # a column that is nowhere needed
+    solution, _ = nnls(weighted / scale, step_s * weights)
+    return np.asarray(solution / scale, dtype=np.float64)
+
+
+def _held_out(work: Matrix, step_s: FloatArray, weights: FloatArray) -> FloatArray:
+    """The relative error of each step in a fit that has not seen it."""
+    error = np.zeros(len(step_s))
+    for fold in range(FOLDS):
+        out = np.arange(len(step_s)) % FOLDS == fold
+        coefficients = _solve(work[~out], step_s[~out], weights[~out])
+        error[out] = work[out] @ coefficients / step_s[out] - 1
+    return error
+
+
+def _cost(coefficients: FloatArray, knots: list[int], *, mixed: bool) -> StepCost:
+    ms = [float(f"{1000 * value:.6g}") for value in coefficients]
+    per_request, decode_token, squares, context, base, m_request, m_token, m_squares, m_context = ms[len(knots) :]
+    return StepCost(
+        dense_tokens=knots,
+        dense_ms=[round(float(value), 6) for value in np.cumsum(ms[: len(knots)])],
+        decode_per_request_ms=per_request,
+        decode_per_token_ms=decode_token,
+        prefill_per_request_ms=per_request,
+        prefill_per_token2_ms=squares,
+        prefill_per_context_ms=context,
+        mixed=MixedCost(
+            base_ms=base,
+            decode_per_request_ms=float(f"{per_request + m_request:.6g}"),
+            decode_per_token_ms=m_token,
+            prefill_per_token2_ms=m_squares,
+            prefill_per_context_ms=m_context,
+        )
+        if mixed
+        else None,
+    )
+
+
+def _error(region: Region, error: FloatArray, held_out: FloatArray) -> RegionError:
+    size = np.abs(error)
+    return RegionError(
+        region=region,
+        steps=len(error),
+        mean=float(error.mean()),
+        median=float(np.median(size)),
+        p90=float(np.percentile(size, 90)),
+        worst=float(size.max()),
+        held_out=float(np.median(np.abs(held_out))),
+    )

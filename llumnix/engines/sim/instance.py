@@ -1,4 +1,4 @@
-"""One simulated vLLM 0.1.x instance that skips from event to event.
+"""A simulated vLLM instance that skips from event to event; how a step is filled is left to its batching mode.
 
 Between two events its batch does not change, so the next k decode steps have a closed-form duration and a closed-form
 block demand; they form one *segment*. Whatever could change the batch (an arrival, a reservation, a migration) cuts the
@@ -8,14 +8,14 @@ The step counter makes requests static while they decode: KV tokens = kv_base + 
 the step after counter value s if kv_base + s is a multiple of the block size, so a histogram of kv_base residues gives
 the blocks that any number of steps will take.
 
-Rules of vLLM 0.1.x: prompts before decodes and never in one step with them; admission in queue order while memory above
-the watermark, the token budget and the sequence limit allow; a decode step needs one free block at each request's
-turn, in order of arrival, and preempts the youngest by recomputation where there is none.
+A batching mode is a subclass that says which requests fit, how blocks that a request leaves become free, and what the
+next step or segment is: llumnix.engines.sim.prefill_first and llumnix.engines.sim.chunked.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
@@ -26,11 +26,12 @@ from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import CostModel
 from llumnix.engines.sim.gaps import GapHistory
 from llumnix.engines.sim.request import SimRequest
+from llumnix.engines.sim.spec import SimEngine
 from llumnix.load import InstanceLoad
 from llumnix.policies.spec import LoadReports, QueueOrder
 from llumnix.request import Priority
 
-_ARRIVAL_ORDER = attrgetter("arrival_order")
+_TURN = attrgetter("turn")
 _HIGH = Priority.HIGH  # a name of the module is ten times as quick to look up as a member of an enum
 
 
@@ -43,7 +44,7 @@ class Segment(NamedTuple):
     tokens: int
 
 
-class SimInstance:
+class SimInstance(ABC):
     """Continuous batching of one engine in virtual time.
 
     `arm(instance_id, end_ps, version)` asks for a call of `boundary` at end_ps; a later arm makes earlier ones void.
@@ -107,6 +108,7 @@ class SimInstance:
         self,
         instance_id: int,
         spec: ClusterSpec,
+        engine: SimEngine,
         total_blocks: int,
         cost: CostModel,
         queue_order: QueueOrder,
@@ -123,7 +125,7 @@ class SimInstance:
         self.watermark_blocks = int(spec.watermark_fraction * total_blocks)
         self.version = 0
         self.free_blocks = total_blocks  # as of the start of the current segment
-        self.running: list[SimRequest] = []  # decoding, by arrival
+        self.running: list[SimRequest] = []  # decoding, by turn
         self.waiting: deque[SimRequest] = deque()
         self.waiting_tokens = 0
         self.preempted_waiting = 0
@@ -145,8 +147,8 @@ class SimInstance:
         self._prefills = 0  # prefill steps completed
         self._kv_base_sum = 0
         self._residues = [0] * self._block_size  # residue h: requests that need a block when counter % block == h
-        self._finishes: list[tuple[int, int]] = []  # (counter value at which it ends, arrival order), sorted
-        self._prefilling: list[SimRequest] = []
+        self._finishes: list[tuple[int, int]] = []  # (counter value at which it ends, turn), sorted
+        self._prefilling: list[SimRequest] = []  # whose prompts the step under way computes
         self._joining: list[SimRequest] = []  # enter the batch at the next boundary: migrated in, or given back
         self._freezing: SimRequest | None = None
         self._pending_blocks = 0  # freed (+) or reserved (-) during the segment; takes effect at its end
@@ -168,6 +170,10 @@ class SimInstance:
         self._view_steps = 0  # how many of the segment's steps the view, as it was last read, has seen ...
         self._view_until_ps = -1  # ... and until when that stays right
         self._segment_free = total_blocks
+        self._prepare(engine)
+
+    def _prepare(self, engine: SimEngine) -> None:  # noqa: B027  there may be nothing
+        """Set up what a batching mode keeps besides."""
 
     # --- requests
 
@@ -181,11 +187,9 @@ class SimInstance:
         """True if no request is here or about to come. One that is frozen for a move is on the move's account."""
         return not (self.running or self.waiting or self._prefilling or self._joining or self.inbound)
 
+    @abstractmethod
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Tell whether a request can ever finish here, alone if need be."""
-        most_tokens = prompt_tokens + max(output_tokens, 1) - 1
-        blocks = -(-most_tokens // self._block_size)
-        return prompt_tokens <= self._max_num_batched_tokens and blocks + self.watermark_blocks < self.total_blocks
 
     def enqueue(self, request: SimRequest, now_ps: int) -> None:
         """Accept a new request."""
@@ -325,7 +329,7 @@ class SimInstance:
         """End the current segment and begin the next one."""
         if self._decoding:
             self._end_decode(now_ps)
-        else:
+        if self._prefilling:
             self._end_prefill(now_ps)
         self._schedule(now_ps)
 
@@ -369,10 +373,10 @@ class SimInstance:
         self._decoding = False
         finishes, counter = self._finishes, self._counter
         while finishes and finishes[0][0] == counter:
-            order = finishes[0][1]
-            request = self.running[bisect_left(self.running, order, key=_ARRIVAL_ORDER)]
+            turn = finishes[0][1]
+            request = self.running[bisect_left(self.running, turn, key=_TURN)]
             self._leave_batch(request)
-            self.free_blocks += -(-(request.kv_base + counter) // self._block_size)
+            self._give_back(-(-(request.kv_base + counter) // self._block_size))
             self._finish(request, now_ps)
         self.free_blocks += self._pending_blocks
         self._pending_blocks = 0
@@ -384,29 +388,33 @@ class SimInstance:
         self._prefills += 1
         for request in prefilled:
             request.exec_ps += step_ps
-            request.generated += 1
-            if request.first_token_ps is None:
-                request.first_token_ps = now_ps
-            else:
-                request.max_gap_ps = max(request.max_gap_ps, now_ps - request.last_token_ps)
-            if request.preempted_ps is not None:
-                decode_ps = self._cost.decode_ps(8, request.tokens)
-                request.preemption_loss_ps += max(0, now_ps - request.preempted_ps - decode_ps)
-                request.preempted_ps = None
-            if request.frozen_ps is not None:
-                request.downtime_ps += now_ps - request.frozen_ps
-                request.frozen_ps = None
-            if request.moved:
-                request.gap_ps += now_ps - request.last_token_ps
-                request.moved = False
-            request.last_token_ps = now_ps
-            if request.generated >= request.output_tokens:
-                self.free_blocks += -(-request.tokens // self._block_size)
-                self._finish(request, now_ps)
-            else:
-                self._join_batch(request, request.tokens)
+            self._deliver_first(request, now_ps)
         self.free_blocks += self._pending_blocks
         self._pending_blocks = 0
+
+    def _deliver_first(self, request: SimRequest, now_ps: int) -> None:
+        """Deliver the token that the end of a prefill yields, and let the request decode."""
+        request.generated += 1
+        if request.first_token_ps is None:
+            request.first_token_ps = now_ps
+        else:
+            request.max_gap_ps = max(request.max_gap_ps, now_ps - request.last_token_ps)
+        if request.preempted_ps is not None:
+            decode_ps = self._cost.decode_ps(8, request.tokens)
+            request.preemption_loss_ps += max(0, now_ps - request.preempted_ps - decode_ps)
+            request.preempted_ps = None
+        if request.frozen_ps is not None:
+            request.downtime_ps += now_ps - request.frozen_ps
+            request.frozen_ps = None
+        if request.moved:
+            request.gap_ps += now_ps - request.last_token_ps
+            request.moved = False
+        request.last_token_ps = now_ps
+        if request.generated >= request.output_tokens:
+            self._give_back(-(-request.tokens // self._block_size))
+            self._finish(request, now_ps)
+        else:
+            self._join_batch(request, request.tokens)
 
     def _schedule(self, now_ps: int) -> None:
         """Begin the next step or segment at `now_ps`, or become idle."""
@@ -416,11 +424,7 @@ class SimInstance:
         if self._freezing is not None:
             self._freeze_now(now_ps)
         self._start_ps = now_ps
-        if (
-            (self.waiting and self._admit(now_ps))
-            or (self.running and self._plan_decode(now_ps))
-            or (self.waiting and self._admit(now_ps))  # planning preempted the whole batch
-        ):
+        if self._plan(now_ps):
             self._segment_free = self.free_blocks
             self._view = self._load(self._batch, self.free_blocks)
             self._view_steps = 0
@@ -430,50 +434,17 @@ class SimInstance:
         self._touch(self.instance_id, worse=self._worse)
         self._worse = bool(self._prefilling)  # what a prefill makes of the load is seen in the next segment
 
-    def _admit(self, now_ps: int) -> bool:
-        """Start a prefill step with as much of the queue as fits."""
-        waiting, admitted = self.waiting, self._prefilling
-        tokens = squares = 0
-        seats = self._max_num_seqs - len(self.running) - self.inbound
-        while waiting and len(admitted) < seats:
-            request = waiting[0]
-            length = request.tokens
-            blocks = -(-length // self._block_size)
-            if self.free_blocks - blocks < self.watermark_blocks:
-                break
-            if admitted and tokens + length > self._max_num_batched_tokens:
-                break
-            waiting.popleft()
-            self.waiting_tokens -= length
-            self.free_blocks -= blocks
-            if request.preempted_ps is not None:
-                self.preempted_waiting -= 1
-            tokens += length
-            squares += length * length
-            admitted.append(request)
-        if not admitted:
-            return False
-        self._worse = True
-        duration_ps = self._cost.prefill_ps(len(admitted), tokens, squares)
-        if self.migrating:
-            duration_ps += self._cost.migration_step_ps
-        self._batch = len(self.running) + len(admitted)
-        self._end_ps = now_ps + duration_ps
-        return True
+    @abstractmethod
+    def _plan(self, now_ps: int) -> bool:
+        """Begin the next step or segment; False if there is nothing to do."""
 
-    def _plan_decode(self, now_ps: int) -> bool:
-        """Start as many decode steps as nothing can interrupt: up to the next completion or lack of blocks."""
-        batch = len(self.running)
-        steps = self._finishes[0][0] - self._counter
-        if batch * -(-steps // self._block_size) >= self.free_blocks:
-            steps = min(steps, self._steps_within(self.free_blocks - 1))
-            if steps == 0:
-                self._preempt_for_one_step(now_ps)
-                batch = len(self.running)
-                if batch == 0:
-                    return False
-                steps = 1
-        cost = self._cost
+    def _give_back(self, blocks: int) -> None:
+        """Free the blocks of a request that has ended."""
+        self.free_blocks += blocks
+
+    def _begin_decode(self, steps: int, now_ps: int) -> None:
+        """Begin a segment of `steps` decode steps of the whole batch, between which nothing changes."""
+        cost, batch = self._cost, len(self.running)
         self._batch = batch
         self._decoding = True
         self._steps = steps
@@ -483,28 +454,17 @@ class SimInstance:
             self._first_step_ps += cost.migration_step_ps
         self._step_growth_ps = cost.token_ps * batch
         self._end_ps = now_ps + self._elapsed_ps(steps)
-        return True
-
-    def _preempt_for_one_step(self, now_ps: int) -> None:
-        """Give each request its turn in order of arrival; where no block is free, preempt from the youngest on."""
-        free, counter, size = self.free_blocks, self._counter, self._block_size
-        turn = 0
-        while turn < len(self.running):
-            request = self.running[turn]
-            while free < 1 and len(self.running) > turn:
-                victim = self.running[-1]
-                free += -(-(victim.kv_base + counter) // size)
-                self._preempt(victim, now_ps)
-            if len(self.running) == turn:
-                break
-            free -= (request.kv_base + counter) % size == 0
-            turn += 1
 
     def _preempt(self, request: SimRequest, now_ps: int) -> None:
+        """Take a decoding request out of the batch; its KV cache is to be computed again."""
         self._leave_batch(request)
         self.free_blocks += -(-(request.kv_base + self._counter) // self._block_size)
         request.tokens = request.prompt_tokens + request.generated
-        request.preempted_ps = now_ps
+        self._queue_again(request, now_ps)
+
+    def _queue_again(self, request: SimRequest, now_ps: int) -> None:
+        if request.preempted_ps is None:  # else it has had no token since the last time
+            request.preempted_ps = now_ps
         request.preemptions += 1
         self._worse = True
         self.preempted_waiting += 1
@@ -528,7 +488,7 @@ class SimInstance:
     def _freeze_now(self, now_ps: int) -> None:
         request, self._freezing = self._freezing, None
         assert request is not None
-        place = bisect_left(self.running, request.arrival_order, key=_ARRIVAL_ORDER)
+        place = bisect_left(self.running, request.turn, key=_TURN)
         if place < len(self.running) and self.running[place] is request:
             self._leave_batch(request)
             request.tokens = request.kv_base + self._counter  # KV tokens it takes along
@@ -546,17 +506,17 @@ class SimInstance:
         request.exec_mark_ps = self._decode_ps
         self._kv_base_sum += request.kv_base
         self._residues[-request.kv_base % self._block_size] += 1
-        insort(self._finishes, (request.finish_step, request.arrival_order))
-        if self.running and self.running[-1].arrival_order > request.arrival_order:
-            insort(self.running, request, key=_ARRIVAL_ORDER)
+        insort(self._finishes, (request.finish_step, request.turn))
+        if self.running and self.running[-1].turn > request.turn:
+            insort(self.running, request, key=_TURN)
         else:
             self.running.append(request)
         self._fresh.append(request)
 
     def _leave_batch(self, request: SimRequest) -> None:
         counter = self._counter
-        del self.running[bisect_left(self.running, request.arrival_order, key=_ARRIVAL_ORDER)]
-        del self._finishes[bisect_left(self._finishes, (request.finish_step, request.arrival_order))]
+        del self.running[bisect_left(self.running, request.turn, key=_TURN)]
+        del self._finishes[bisect_left(self._finishes, (request.finish_step, request.turn))]
         self._kv_base_sum -= request.kv_base
         self._residues[-request.kv_base % self._block_size] -= 1
         steps = counter - request.join_step

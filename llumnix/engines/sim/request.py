@@ -16,6 +16,7 @@ class SimRequest:
     __slots__ = (
         "arrival_order",
         "arrival_ps",
+        "computed_tokens",
         "downtime_ps",
         "end_ps",
         "error",
@@ -43,6 +44,7 @@ class SimRequest:
         "prompt_tokens",
         "status",
         "tokens",
+        "turn",
     )
 
     def __init__(
@@ -55,6 +57,8 @@ class SimRequest:
         self.priority = priority
         self.generated = 0  # output tokens delivered; while decoding, as of the join
         self.tokens = prompt_tokens  # tokens a prefill has to process: prompt + generated
+        self.computed_tokens = 0  # of them, by the end of the step under way; for prefills in chunks
+        self.turn = arrival_order  # place among the running requests of its instance
         self.kv_base = 0
         self.finish_step = 0
         self.join_step = 0

@@ -9,14 +9,25 @@ from llumnix.engines.spec import EngineSpec
 
 
 class Batching(StrEnum):
-    """How a step is filled: prefill_first is vLLM 0.1.x (prefill-only steps before decode steps)."""
+    """How a step is filled.
+
+    prefill_first: vLLM 0.1.x, prefill-only steps before decode steps. chunked: vLLM V1, decodes and chunks of prompts
+    in one step.
+    """
 
     prefill_first = "prefill_first"
+    chunked = "chunked"
 
 
 @dataclass(kw_only=True, slots=True)
 class SimEngine(EngineSpec):
-    """The simulated engine."""
+    """The simulated engine.
+
+    Two of vLLM V1's defaults, for batching=chunked only: async_scheduling plans a step when the one before it begins;
+    with prefix_caching a preempted request finds again those of its blocks that nobody has used meanwhile.
+    """
 
     name: str = "sim"
     batching: Batching = Batching.prefill_first
+    async_scheduling: bool = True
+    prefix_caching: bool = True

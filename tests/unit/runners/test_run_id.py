@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from runners.run_id import job_config, run_id
 from runners.serve import CONF
 
 
-def name_of(*overrides: str) -> str:
+def named(*overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        resolved: Any = OmegaConf.to_container(compose("serve", list(overrides)), resolve=True, enum_to_str=True)
-    return run_id(job_config(resolved), 1)
+        return OmegaConf.to_container(compose("serve", list(overrides)), resolve=True, enum_to_str=True)
+
+
+def name_of(*overrides: str) -> str:
+    return run_id(job_config(named(*overrides)), 1)
 
 
 def test_numbers_are_compared_by_value_not_by_spelling() -> None:
@@ -53,3 +57,31 @@ def test_an_slo_names_a_run_only_where_it_is_given() -> None:
     assert none == {"qps": 1.0}
     given = job_config({"qps": 1.0, "slo": {"ttft_s": 2.0, "tpot_s": None}})
     assert run_id(given, 1) != run_id(none, 1)
+
+
+def test_options_count_only_where_they_mean_something() -> None:
+    """What was run before there was chunked batching, or a profile of anything, keeps its name."""
+    assert name_of("engine.prefix_caching=false", "engine.async_scheduling=false") == name_of()
+    assert name_of("model.layers=7") == name_of()
+    chunked = name_of("engine.batching=chunked", "cluster.max_num_batched_tokens=2048")
+    assert chunked != name_of("cluster.max_num_batched_tokens=2048")
+    assert chunked != name_of(
+        "engine.batching=chunked", "cluster.max_num_batched_tokens=2048", "engine.prefix_caching=false"
+    )
+    costs = "gpu.costs.llama_7b"
+    assert name_of(f"{costs}.dense_tokens=[1]", f"{costs}.dense_ms=[1.0]") != name_of()
+    assert name_of(f"{costs}.prefill_per_context_ms=0.001") != name_of()
+
+
+def test_the_default_run_has_the_name_that_it_always_had() -> None:
+    resolved = named("num_requests=400", "engine.record_steps=true")
+    later = (
+        "dense_tokens",
+        "dense_ms",
+        "mixed",
+        "prefill_per_context_ms",
+        "async_scheduling",
+        "prefix_caching",
+        "layers",
+    )
+    assert not any(f'"{key}"' in json.dumps(job_config(resolved)) for key in later)
