@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +119,8 @@ class LlumletActor:
         return self._news.address
 
     @ray.method(concurrency_group="serve")
-    def begin_run(self, record_steps: bool) -> None:
-        self._llumlet.begin_run(record_steps=record_steps)
+    def begin_run(self, record_steps: bool, transports: Sequence[str]) -> None:
+        self._llumlet.begin_run(record_steps=record_steps, transports=transports)
 
     @ray.method(concurrency_group="serve")
     def steps(self) -> list[Step]:
@@ -269,10 +269,10 @@ class RayInstance:
     def set_draining(self, draining: bool) -> None:
         self._actor.ask("set_draining", self._limits.control_s, draining)
 
-    def begin_run(self, *, record_steps: bool) -> None:
+    def begin_run(self, *, record_steps: bool, transports: Sequence[str]) -> None:
         """Forget all requests of the run before; what it has not read of the news is not this run's business."""
         self._hang_up()
-        self._actor.ask("begin_run", self._limits.start_s, record_steps)
+        self._actor.ask("begin_run", self._limits.start_s, record_steps, transports)
 
     def steps(self) -> list[Step]:
         """Return the steps of this run, if they are recorded."""

@@ -15,6 +15,9 @@ from llumnix.policies.spec import QueueOrder, Scheduler
 SHARED_MEMORY = 0.9
 """Share of a GPU's memory for all instances on it together."""
 
+VLLMS_OWN_BLOCKS = 1
+"""Blocks that vLLM hands out to no request."""
+
 
 def engine_options(
     cluster: ClusterSpec, engine: RealEngine, model: Model, gpu: Gpu, scheduler: Scheduler
@@ -22,7 +25,12 @@ def engine_options(
     """Say how each engine is started; writes the tiny model, or the shape of a model, if it is not there yet."""
     from llumnix.engines.vllm import models
 
-    shapes = {"tiny": models.TINY, "llama_7b": models.LLAMA_7B, "llama_30b": models.LLAMA_30B}
+    shapes = {
+        "tiny": models.TINY,
+        "llama_7b": models.LLAMA_7B,
+        "llama_30b": models.LLAMA_30B,
+        "llama31_8b": models.LLAMA31_8B,
+    }
     if engine.weights is Weights.path:
         path = str(engine.model_path)
     elif model.name not in shapes:
@@ -41,7 +49,7 @@ def engine_options(
         dtype=engine.dtype,
         load_format="dummy" if engine.weights is Weights.dummy else "auto",
         block_size_tokens=cluster.block_size_tokens,
-        kv_blocks=blocks or None,
+        kv_blocks=blocks + VLLMS_OWN_BLOCKS if blocks else None,
         kv_bytes_per_token=model.kv_bytes_per_token,
         max_model_tokens=engine.max_model_tokens,
         max_num_seqs=cluster.max_num_seqs,

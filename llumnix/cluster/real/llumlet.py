@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llumnix.cluster.real import transport
@@ -131,8 +131,8 @@ class Llumlet:
         """Begin to serve."""
         self.thread.start()
 
-    def begin_run(self, *, record_steps: bool) -> None:
-        """Forget all requests of the run before, if there was one."""
+    def begin_run(self, *, record_steps: bool, transports: Sequence[str] = ()) -> None:
+        """Forget all requests of the run before, if there was one; with `transports` send blocks by no others."""
 
         def begin(engine: Engine) -> None:
             self._abort(engine, [*self._state.here, *self._state.coming])
@@ -142,6 +142,7 @@ class Llumlet:
             self.incarnation = uuid.uuid4().hex
             self._draining = False
             self._steps = [] if record_steps else None
+            self.carriers = tuple(name for name in engine.carriers if not transports or name in transports)
             self._send_report()
 
         self.thread.call(begin, self.limits.start_s)

@@ -65,7 +65,8 @@ def serve(
         on_loss=engine.on_loss,
         address=ray_options.address,
     )
-    with warm.serving(engines, scheduler, record_steps=engine.record_steps) as running_cluster:
+    run = warm.serving(engines, scheduler, record_steps=engine.record_steps, transports=engine.transports)
+    with run as running_cluster:
         requests = engine_requests(workload, seed)
         result, start_s = drive(workload, requests, running_cluster.front_end, scheduler, engine, progress)
         traffic = running_cluster.dispatcher.traffic()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from llumnix.cluster.real.transport import NAMES
 from llumnix.engines.spec import EngineSpec
 from llumnix.errors import ConfigError
 
@@ -64,7 +65,8 @@ class RealEngine(EngineSpec):
 
     `model_path` is a directory or a name that vLLM loads, with weights=path. `num_cpus` and `num_gpus` are what Ray
     sets aside for an instance; its tensor-parallel ranks share them. `threads` limits the threads of each process on
-    CPUs. `arguments` are further arguments of vLLM's EngineArgs.
+    CPUs. `transports` names the only ones that KV blocks may travel by; empty leaves the choice to each migration.
+    `arguments` are further arguments of vLLM's EngineArgs.
     """
 
     weights: Weights = Weights.dummy
@@ -79,6 +81,7 @@ class RealEngine(EngineSpec):
     threads: int | None = None
     on_loss: OnLoss = OnLoss.replay
     limits: Limits = field(default_factory=Limits)
+    transports: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,4 +90,8 @@ class RealEngine(EngineSpec):
             raise ConfigError(
                 f"engine.weights={self.weights} with engine.model_path={self.model_path}: a path needs "
                 "engine.weights=path, and the other weights have none."
+            )
+        if unknown := set(self.transports) - NAMES:
+            raise ConfigError(
+                f"engine.transports has no {', '.join(sorted(unknown))}; choose among: {', '.join(sorted(NAMES))}."
             )

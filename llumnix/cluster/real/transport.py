@@ -29,6 +29,8 @@ CARRIERS = {
 }
 """Names of Engine.carriers that reach so far, the best first."""
 
+NAMES = frozenset(name for names in CARRIERS.values() for name in names)
+
 BY_NAME = frozenset({"cuda_ipc"})
 """Carriers whose parcels only name blocks: the source has to keep them as long as somebody may still read."""
 

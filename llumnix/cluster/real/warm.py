@@ -6,7 +6,7 @@ A sweep in one process (hydra.launcher.n_jobs=1) so starts its engines once, as 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,13 +44,15 @@ class WarmEngines:
         self._cluster: RayCluster | None = None
 
     @contextlib.contextmanager
-    def serving(self, engines: Engines, scheduler: Scheduler, *, record_steps: bool) -> Iterator[RayCluster]:
+    def serving(
+        self, engines: Engines, scheduler: Scheduler, *, record_steps: bool, transports: Sequence[str]
+    ) -> Iterator[RayCluster]:
         """Give a cluster for one run: on the engines of the run before if they are the same, else on new ones."""
         if self._cluster is None or self._engines != engines:
             self.close()
             self._engines, self._cluster = engines, engines.start()
         try:
-            self._cluster.begin_run(scheduler, record_steps=record_steps)
+            self._cluster.begin_run(scheduler, record_steps=record_steps, transports=transports)
             yield self._cluster
             self._cluster.end_run()
         except BaseException:

@@ -62,11 +62,11 @@ class RayCluster:
             ray.shutdown()
             raise
 
-    def begin_run(self, scheduler: Scheduler, *, record_steps: bool = False) -> None:
-        """Serve under this scheduler from now on; nothing is left of the run before."""
+    def begin_run(self, scheduler: Scheduler, *, record_steps: bool = False, transports: Sequence[str] = ()) -> None:
+        """Serve under this scheduler from now on; nothing is left of the run before. No `transports` means any."""
         self.end_run()
         for instance in self.instances:
-            instance.begin_run(record_steps=record_steps)
+            instance.begin_run(record_steps=record_steps, transports=transports)
         self._scheduler = start_scheduler(self.namespace, scheduler, self._limits, len(self.instances))
         self._wait_for([self._scheduler])
         self.dispatcher = RayDispatcher(self.namespace, self._limits)

@@ -32,6 +32,7 @@ class LlamaShape:
     vocabulary: int
     max_positions: int
     dtype: str = "float16"
+    rope_theta: float = 10000.0
 
     @property
     def head(self) -> int:
@@ -47,6 +48,17 @@ LLAMA_7B = LlamaShape(
 )
 LLAMA_30B = LlamaShape(
     hidden=6656, intermediate=17920, layers=60, heads=52, kv_heads=52, vocabulary=32000, max_positions=16384
+)
+LLAMA31_8B = LlamaShape(
+    hidden=4096,
+    intermediate=14336,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    vocabulary=128256,
+    max_positions=131072,
+    dtype="bfloat16",
+    rope_theta=500000.0,
 )
 
 
@@ -102,6 +114,7 @@ def _config(shape: LlamaShape) -> dict[str, Any]:
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.max_positions,
         "rms_norm_eps": 1e-5,
+        "rope_theta": shape.rope_theta,
         "initializer_range": 0.02,
         "tie_word_embeddings": False,
         "bos_token_id": 1,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from fake_engine import FakeEngine
 from local import LocalCluster, assert_exact, no_leak, wait_until
 
 from llumnix.cluster.real.front_end import FrontEnd
+from llumnix.policies.migration import MigrationPolicy
 
 
 def test_a_new_run_finds_empty_instances_and_may_use_the_same_ids() -> None:
@@ -45,3 +47,27 @@ def test_steps_are_recorded_from_the_begin_of_a_run_and_only_if_asked_for() -> N
         assert all(later.end_s - step.end_s >= later.duration_s - 1e-3 for step, later in pairwise(steps))
         llumlet.begin_run(record_steps=True)
         assert llumlet.steps() == []
+
+
+class TwoCarriers(FakeEngine):
+    """An engine that could send blocks in two ways."""
+
+    carriers = ("shared_memory", "inline")
+
+
+@pytest.mark.parametrize(("transports", "taken"), [((), "shared_memory"), (("inline",), "inline"), (("cuda_ipc",), "")])
+def test_a_run_may_say_by_which_transports_blocks_travel(transports: tuple[str, ...], taken: str) -> None:
+    with LocalCluster(2, build=lambda _: TwoCarriers(step_s=0.005)) as cluster:
+        source = cluster.links[0].llumlet
+        source.place, source.process = "here", "another"  # two processes of a node
+        cluster.links[1].llumlet.place = "here"
+        for link in cluster.links:
+            link.llumlet.begin_run(record_steps=False, transports=transports)
+        wait_until(lambda: not cluster.front_end._down)
+        cluster.pinned = 0
+        stream = cluster.submit(0, tokens=120, prompt=30)
+        wait_until(lambda: len(stream.tokens) >= 5)
+        outcome = source.migrate_out(1, MigrationPolicy())
+        assert (outcome.moved, outcome.carrier.partition(" ")[0]) == (bool(taken), taken)
+        assert taken or "no common carrier" in str(outcome.reason)
+        assert_exact(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +32,9 @@ class Cluster:
         self.said = said
         said.append("start")
 
-    def begin_run(self, scheduler: Scheduler, *, record_steps: bool) -> None:
+    def begin_run(self, scheduler: Scheduler, *, record_steps: bool, transports: Sequence[str]) -> None:
         self.said.append(f"begin {scheduler.name} {record_steps}")
+        assert transports == ["inline"]
 
     def end_run(self) -> None:
         self.said.append("end")
@@ -49,7 +51,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def serve(warm: WarmEngines, name: str, engines: Engines = ASKED, fails: bool = False) -> None:
-    with warm.serving(engines, Scheduler(name=name), record_steps=False):
+    with warm.serving(engines, Scheduler(name=name), record_steps=False, transports=["inline"]):
         if fails:
             raise RuntimeError("the run broke")
 
