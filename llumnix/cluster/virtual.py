@@ -96,6 +96,7 @@ class VirtualCluster:
         self._event_rows: list[tuple[int, str, int | None, int | None, str | None]] = []
         self._sample_rows: list[tuple[int, InstanceLoad]] = []
         self._sample_period_ps = round(engine.sample_period_s * PS_PER_S)
+        self._front_end_ps = round(engine.front_end_s * PS_PER_S)
         self._moves: dict[SimRequest, Move] = {}
         self.requests = _requests(workload)
         scaling = scheduler.scaling
@@ -172,7 +173,7 @@ class VirtualCluster:
                 continue
             self._now_ps = timed_ps
             if arrival_ps == timed_ps:
-                self._arrive(arrivals[next_arrival])
+                self._send(arrivals[next_arrival])
                 next_arrival += 1
                 arrival_ps = arrivals[next_arrival].arrival_ps if next_arrival < total else _NEVER
                 if progress is not None and next_arrival % tick == 0:
@@ -201,6 +202,12 @@ class VirtualCluster:
         heapq.heappush(self._heap, (end_ps, _STEP_END, instance_id, version))
 
     # --- requests
+
+    def _send(self, request: SimRequest) -> None:
+        if self._front_end_ps:
+            self.send(partial(self._arrive, request), self._front_end_ps)
+        else:
+            self._arrive(request)
 
     def _arrive(self, request: SimRequest) -> None:
         if not self.instances[0].fits(request.prompt_tokens, request.output_tokens):
@@ -275,7 +282,7 @@ class VirtualCluster:
         loads = [load for _, load in self._sample_rows]
         rule = self._spec.freeness
         return RunResult(
-            requests=_request_columns(self.requests),
+            requests=_request_columns(self.requests, self._front_end_ps / PS_PER_S),
             events={
                 "time_s": _seconds(time_ps),
                 "kind": kind,
@@ -334,13 +341,13 @@ def _step_columns(rows: list[tuple[int, int, Segment]], cost: CostModel) -> Colu
     }
 
 
-def _request_columns(requests: list[SimRequest]) -> Columns:
+def _request_columns(requests: list[SimRequest], front_end_s: float) -> Columns:
     arrival_s = _seconds([r.arrival_ps for r in requests])
     return {
         "request_id": [r.arrival_order for r in requests],
         "arrival_s": arrival_s,
         "sent_s": arrival_s,
-        "dispatch_s": np.where([r.instance_first is None for r in requests], np.nan, arrival_s),
+        "dispatch_s": np.where([r.instance_first is None for r in requests], np.nan, arrival_s + front_end_s),
         "first_token_s": _seconds([r.first_token_ps for r in requests]),
         "end_s": _seconds([r.end_ps for r in requests]),
         "prompt_tokens": [r.prompt_tokens for r in requests],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 from llumnix.engines.spec import EngineSpec
+from llumnix.errors import ConfigError
 
 
 class Batching(StrEnum):
@@ -21,7 +23,7 @@ class Batching(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class SimEngine(EngineSpec):
-    """The simulated engine.
+    """The simulated engine. A request reaches the scheduler, and at once an instance, `front_end_s` after it was sent.
 
     Two of vLLM V1's defaults, for batching=chunked only: async_scheduling plans a step when the one before it begins;
     with prefix_caching a preempted request finds again those of its blocks that nobody has used meanwhile.
@@ -31,3 +33,9 @@ class SimEngine(EngineSpec):
     batching: Batching = Batching.prefill_first
     async_scheduling: bool = True
     prefix_caching: bool = True
+    front_end_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        EngineSpec.__post_init__(self)
+        if not 0 <= self.front_end_s < math.inf:
+            raise ConfigError(f"engine.front_end_s must be a number of seconds, 0 or more, got {self.front_end_s}.")
