@@ -97,6 +97,11 @@ class VllmEngine:
         """Tokens that one request can have, prompt and output together."""
         return int(self._core.vllm_config.model_config.max_model_len)
 
+    @property
+    def core(self) -> Any:
+        """vLLM's EngineCore, for those who measure it."""
+        return self._core
+
     # --- serving
 
     def add(self, request: EngineRequest, generated: Sequence[int] = ()) -> None:

@@ -139,6 +139,21 @@ def keep_from_zeroing(scheduler: Any, request_id: str) -> None:
             group_manager.new_block_ids = [block for block in group_manager.new_block_ids if block not in own]
 
 
+def steps_in_flight(core: Any) -> int:
+    """Return how many steps have been begun and not yet completed; 0 between the steps of a synchronous engine."""
+    return len(core.batch_queue or ())
+
+
+def token_budget(scheduler: Any) -> int:
+    """Return how many tokens a step takes at most."""
+    return int(scheduler.max_num_scheduled_tokens)
+
+
+def set_token_budget(scheduler: Any, tokens: int) -> None:
+    """Let steps from now on take at most `tokens` tokens; not more than the engine was started with."""
+    scheduler.max_num_scheduled_tokens = tokens
+
+
 # --- the model runners
 
 
