@@ -29,7 +29,8 @@ class Layout:
     """What a grid looks like; margins are those of Figure.subplots_adjust.
 
     `rows` gives the label of the x axis of each row, which is shown where the next row has another; `names` those rows
-    whose name is not their own. `units` names the y axis of metrics that are not latencies in s.
+    whose name is not their own. `units` names the y axis of metrics that are not latencies in s, `hollow` what is drawn
+    with hollow markers.
     """
 
     rows: Mapping[str, str]
@@ -38,6 +39,7 @@ class Layout:
     margins: Mapping[str, float]
     names: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    hollow: str = "paper"
 
 
 def samples(frame: pd.DataFrame, layout: Layout) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def samples(frame: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 def draw(points: pd.DataFrame, paper: pd.DataFrame, layout: Layout, remarks: Mapping[str, str]) -> Figure:
     """The grid of panels, the paper's points hollow; `remarks` go under the names of rows."""
     figure = Figure(figsize=layout.size_in)
-    axes = figure.subplots(len(layout.rows), len(layout.metrics))
+    axes = figure.subplots(len(layout.rows), len(layout.metrics), squeeze=False)
     gaps = missing(points, paper)
     names = list(layout.rows)
     for place, (row, line) in enumerate(zip(names, axes, strict=True)):
@@ -74,7 +76,7 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, layout: Layout, remarks: Map
     figure.subplots_adjust(**layout.margins)
     figure.align_ylabels(axes[:, 0])
     drawn = {*points["series"], *paper["series"]}
-    handles = panels.legend_handles(sorted(drawn), panels.interval_label(points))
+    handles = panels.legend_handles(sorted(drawn), panels.interval_label(points), layout.hollow)
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.535, 0.995), ncol=len(handles))
     return figure
 

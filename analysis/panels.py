@@ -59,8 +59,8 @@ def interval_label(points: pd.DataFrame) -> str:
     return f"95 % interval of the mean ({most} runs)" if (runs > 1).any() else ""
 
 
-def legend_handles(series: Sequence[str], runs: str) -> list[Line2D]:
-    """A handle per series in legend order, then one for intervals (none where there are none) and one for the paper."""
+def legend_handles(series: Sequence[str], runs: str, hollow: str = "paper") -> list[Line2D]:
+    """A handle per series in legend order, then one for intervals (none where there are none) and one for `hollow`."""
     handles: list[Line2D] = [
         Line2D([], [], color=style.colour, ls=style.line, marker=style.marker, mew=0, label=name)
         for name, style in SERIES.items()
@@ -68,5 +68,5 @@ def legend_handles(series: Sequence[str], runs: str) -> list[Line2D]:
     ]
     if runs:
         handles.append(Line2D([], [], ls="", color=GREY, marker="|", ms=13, mew=1.2, label=runs))
-    hollow = Line2D([], [], ls="", marker="o", mfc="none", mec=GREY, ms=7.5, label="paper (hollow markers)")
-    return [*handles, hollow]
+    label = f"{hollow} (hollow markers)"
+    return [*handles, Line2D([], [], ls="", marker="o", mfc="none", mec=GREY, ms=7.5, label=label)]

@@ -132,6 +132,8 @@ def _of_runs(module: ModuleType, paper: pd.DataFrame, outputs: Path, wanted: dic
         )
     runs, notes = select.of_one_setting(runs, getattr(module, "VARIED", ()))
     samples = module.samples(runs)
+    if samples.empty:
+        return f"None of the {len(runs)} runs of {module.EXPERIMENT} belongs into this figure ({module.__name__})."
     points = aggregate(samples)
     notes += _not_drawn(found, points, paper, module.EXPERIMENT)
     synthetic = {*runs.loc[runs["workload.synthetic"].astype(bool), "config.trace.label"]}

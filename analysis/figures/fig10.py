@@ -51,7 +51,7 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
 
 
 def _of_run(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if not _moved_out_of_the_whole_batch(run):
+    if not moved_out_of_the_whole_batch(run):
         return
     known = {"row": run["config.model.label"], "x": float(run["config.trace.prompt_tokens"])}
     known |= {"replicate": load.replicate(run)}
@@ -65,7 +65,7 @@ def _of_run(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**known, "metric": DECODE, "series": series, "value": 1000 * _decode_step_s(run)}
 
 
-def _moved_out_of_the_whole_batch(run: dict[str, Any]) -> bool:
+def moved_out_of_the_whole_batch(run: dict[str, Any]) -> bool:
     """Real migration rounds know nothing of arrivals: left out are runs where one came while prompts were prefilled."""
     events, steps = (load.table(run["directory"], name) for name in ("events", "steps"))
     begun_s = events.loc[events["kind"] == "migrate_start", "time_s"]
