@@ -64,7 +64,7 @@ class Move:
         block_size_tokens: int,
     ) -> Move | None:
         """Choose a request of the source; None if it has none to give."""
-        request = choose_request(source.movable(), policy, draining=source.draining)
+        request = choose_request(source.movable(), policy, source.present_load(world.now_ps))
         if request is None:
             return None
         return cls(world, source, destination, request, policy, block_size_tokens)

@@ -12,6 +12,8 @@ from llumnix.errors import ConfigError
 from llumnix.load import FreenessRule, InstanceLoad, migration_freeness
 from llumnix.request import Priority
 
+_NO_HEADROOM = FreenessRule(priorities=False)
+
 
 class RequestChoice(StrEnum):
     """Which running request leaves a source: the paper's shortest first, or the released code's youngest first."""
@@ -25,11 +27,13 @@ class HighPriorityMoves(StrEnum):
     """When a high-priority request may leave its instance; never before a normal one, unless like_any.
 
     to_drain: only to empty an instance that is to be terminated; for any other reason the released code looks for
-    normal requests, too. last: also whenever no normal one is left (the paper's "lower priority first", taken
-    literally). like_any: the class is ignored (Llumnix-base).
+    normal requests, too. to_relieve: also off an instance that is short of memory, which is one that would be a source
+    without any headroom. last: whenever no normal one is left (the paper's "lower priority first", taken literally).
+    like_any: the class is ignored (Llumnix-base).
     """
 
     to_drain = "to_drain"
+    to_relieve = "to_relieve"
     last = "last"
     like_any = "like_any"
 
@@ -129,16 +133,26 @@ class Movable(Protocol):
 M = TypeVar("M", bound=Movable)
 
 
-def choose_request(running: Sequence[M], policy: MigrationPolicy, *, draining: bool) -> M | None:
-    """Pick the request that leaves an instance, which may be `draining`; None if none runs that may leave.
+def high_may_leave(load: InstanceLoad, policy: MigrationPolicy) -> bool:
+    """Tell whether an instance whose load is `load`, and that has no normal request to give, gives a high one."""
+    match policy.high_priority:
+        case HighPriorityMoves.to_drain:
+            return load.draining
+        case HighPriorityMoves.to_relieve:
+            return is_source(load, migration_freeness(load, _NO_HEADROOM), policy)
+        case _:
+            return True
+
+
+def choose_request(running: Sequence[M], policy: MigrationPolicy, load: InstanceLoad) -> M | None:
+    """Pick the request that leaves the instance whose present load is `load`; None if none runs that may leave.
 
     `running` holds decoding requests that are not already moving.
     """
     candidates = running
     if policy.high_priority is not HighPriorityMoves.like_any:
         normal = [r for r in running if r.priority is Priority.NORMAL]
-        high_may_leave = draining or policy.high_priority is HighPriorityMoves.last
-        candidates = normal if normal or not high_may_leave else running
+        candidates = running if not normal and high_may_leave(load, policy) else normal
     if not candidates:
         return None
     if policy.request_choice is RequestChoice.youngest:

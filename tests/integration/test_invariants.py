@@ -17,7 +17,7 @@ from llumnix.cluster.spec import ClusterSpec
 from llumnix.cluster.virtual import INSTANCE_TYPES, VirtualCluster
 from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.spec import SimEngine
-from llumnix.policies.migration import MigrationPolicy
+from llumnix.policies.migration import MigrationPolicy, Pair
 from llumnix.policies.scaling import ScalingPolicy
 from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.record import EVENTS, INSTANCES, REQUESTS, write_table
@@ -139,6 +139,7 @@ _ARRIVAL, _MESSAGE, _ROUND, _CHECK, _SAMPLE, _STEP_END = range(6)
 def instants(case: Case) -> list[tuple[int, int]]:
     """Return what happens in a run, in that order, as (time in ps, kind)."""
     log: list[tuple[int, int]] = []
+    choosing: list[Pair] = []  # a move that begins looks at the present load of its source, too
 
     class Logged(INSTANCE_TYPES[case.engine.batching]):  # type: ignore[misc]
         def boundary(self, now_ps: int) -> None:
@@ -146,11 +147,19 @@ def instants(case: Case) -> list[tuple[int, int]]:
             super().boundary(now_ps)
 
         def present_load(self, now_ps: int) -> object:
-            log.append((now_ps, _SAMPLE))
+            if not choosing:
+                log.append((now_ps, _SAMPLE))
             return super().present_load(now_ps)
 
     cluster = case.build(Logged)
-    scheduler, send = cluster.scheduler, cluster.send
+    scheduler, send, start_move = cluster.scheduler, cluster.send, cluster._start_move
+
+    def begin(pair: Pair) -> None:
+        choosing.append(pair)
+        start_move(pair)
+        choosing.pop()
+
+    cluster._start_move = begin
     dispatch, migration_round = scheduler.dispatch, scheduler.migration_round
     scheduler.dispatch = lambda priority: log.append((cluster.now_ps, _ARRIVAL)) or dispatch(priority)
     scaling_check = scheduler.scaling_check

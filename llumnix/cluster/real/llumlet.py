@@ -347,7 +347,8 @@ class Llumlet:
     def _choose(self, engine: Engine, policy: MigrationPolicy) -> MovableRequest | None:
         """Choose by the policy among those that can move; a draining instance gives away its queue as well."""
         movable = [m for m in engine.movable() if m.request_id in self._state.here]
-        chosen = choose_request(movable, policy, draining=self._draining)
+        load = engine.load(self.instance_id, draining=self._draining)
+        chosen = choose_request(movable, policy, load)
         if chosen is None and self._draining:
             chosen = next((m for m in engine.queued() if m.request_id in self._state.here), None)
         return chosen

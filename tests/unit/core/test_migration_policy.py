@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -104,8 +104,8 @@ OLD_LONG, MIDDLE_SHORT, YOUNG_MIDDLE = Running(1, 900), Running(2, 10), Running(
 def test_the_rule_chooses_the_request(rule: RequestChoice, chosen: Running) -> None:
     running = [YOUNG_MIDDLE, OLD_LONG, MIDDLE_SHORT]
     policy = MigrationPolicy(request_choice=rule)
-    assert choose_request(running, policy, draining=False) is chosen
-    assert choose_request(running[::-1], policy, draining=False) is chosen
+    assert choose_request(running, policy, load(0, 9)) is chosen
+    assert choose_request(running[::-1], policy, load(0, 9)) is chosen
 
 
 requests = st.builds(Running, st.integers(0, 30), st.integers(1, 9), st.sampled_from(Priority))
@@ -114,28 +114,41 @@ policies = st.builds(
 )
 
 
-@given(st.lists(requests, unique_by=lambda r: r.arrival_order), policies, st.booleans())
+@given(st.lists(requests, unique_by=lambda r: r.arrival_order), policies, st.integers(-5, 12), st.booleans())
 def test_a_high_priority_request_never_leaves_before_a_normal_one(
-    running: list[Running], policy: MigrationPolicy, draining: bool
+    running: list[Running], policy: MigrationPolicy, freeness: int, draining: bool
 ) -> None:
-    chosen = choose_request(running, policy, draining=draining)
+    here = replace(load(0, freeness), draining=draining)
+    chosen = choose_request(running, policy, here)
+    short = freeness < policy.out_threshold_blocks and policy.high_priority is HighPriorityMoves.to_relieve
     normal = [r for r in running if r.priority is Priority.NORMAL]
     if policy.high_priority is HighPriorityMoves.like_any:
         blind = [Running(r.arrival_order, r.context_tokens) for r in running]
-        expected = choose_request(blind, policy, draining=draining)
+        expected = choose_request(blind, policy, here)
         assert (chosen and chosen.arrival_order) == (expected and expected.arrival_order)
     elif normal:
-        assert chosen is choose_request(normal, policy, draining=draining) is not None
-    elif draining or policy.high_priority is HighPriorityMoves.last:
+        assert chosen is choose_request(normal, policy, here) is not None
+    elif draining or short or policy.high_priority is HighPriorityMoves.last:
         assert (chosen is None) == (not running)
     else:
         assert chosen is None
 
 
+def test_headroom_alone_moves_no_high_priority_request_but_want_of_memory_does() -> None:
+    high, policy = Running(1, 300, Priority.HIGH), MigrationPolicy(high_priority=HighPriorityMoves.to_relieve)
+    roomy = replace(load(0, 200), high_priority=1)
+    assert is_source(roomy, migration_freeness(roomy, FreenessRule()), policy)  # its headroom makes it one
+    assert choose_request([high], policy, roomy) is None
+    full = replace(load(0, 2), high_priority=1)
+    assert choose_request([high], policy, full) is high
+    assert choose_request([high], policy, replace(roomy, waiting=1, waiting_tokens=16 * 400)) is high
+    assert choose_request([high], MigrationPolicy(), full) is None  # the default: only to drain
+
+
 @pytest.mark.parametrize("rule", RequestChoice)
 def test_among_requests_of_one_length_the_youngest_leaves(rule: RequestChoice) -> None:
     running = [Running(1, 7), Running(4, 7), Running(2, 7)]
-    assert choose_request(running, MigrationPolicy(request_choice=rule), draining=False) is running[1]
+    assert choose_request(running, MigrationPolicy(request_choice=rule), load(0, 9)) is running[1]
 
 
 @pytest.mark.parametrize(
