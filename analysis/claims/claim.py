@@ -68,7 +68,7 @@ SLACK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence. `baseline` is for kinds that compare two series; `unit` of a plain value: share, x, s or ms.
+    """One sentence. `baseline` is for kinds that compare two series; `unit` of a plain value: share, x, s, ms or steps.
 
     `readings` are other published numbers for the same sentence.
     """

@@ -1,7 +1,8 @@
 """Figure 10 (§6.2): how long a request stands still when it moves, and decode steps while it does.
 
 One batch of equal requests decodes on one instance, and one of them moves to an idle one: by live migration, by one
-stop-and-copy, or by computing its KV cache again. On real engines the gap between its tokens is drawn, too.
+stop-and-copy, or by computing its KV cache again. On real engines the gap between its tokens is drawn, too. Later
+moves, if there are any, find another batch and do not count, as in the released script.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from matplotlib.lines import Line2D
 
 from analysis import load
 from analysis.style import GREY, PALETTE
+from llumnix.metrics import migration_downtime, migration_gap
 
 EXPERIMENT = "fig10"
 VARIED = ["model", "trace.prompt_tokens"]
 WAYS = {"llumnix": "Migration", "llumnix_one_stage": "Blocking copy", "replay": "Recompute"}
 """Scheduler -> series of the paper."""
 STILL = "llumnix_no_migration"
-DOWNTIME, DECODE, GAP = "Downtime", "Decode Latency", "Token Gap"
+DOWNTIME, DECODE, GAP, LOST = "Downtime", "Decode Latency", "Token Gap", "Decode Steps Lost"
 X_NAME = "sequence_length"
 COLOURS = dict(zip(("Migration", "Blocking copy", "Recompute", "Normal"), PALETTE, strict=False))
 MARKERS = {"Migration": "o", "Blocking copy": "v", "Recompute": "s", "Normal": "v"}
@@ -30,9 +32,9 @@ LINES = ("-", (0, (5, 2)))
 
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows per model, length and way; downtime and gap over the requests that moved, decode steps of the source."""
+    """Rows per model, length and way; downtime and gap of the request that moves first, decode steps of the source."""
     rows = [row for run in runs.to_dict("records") for row in _of_run({str(key): run[key] for key in run})]
-    found = pd.DataFrame(rows).assign(figure=EXPERIMENT, x_name=X_NAME, unit="ms")
+    found = _with_steps_lost(pd.DataFrame(rows).assign(unit="ms")).assign(figure=EXPERIMENT, x_name=X_NAME)
     return found.sort_values(["row", "metric", "series", "x"], ascending=[False, False, True, True], kind="stable")
 
 
@@ -53,16 +55,38 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
 def _of_run(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if not moved_out_of_the_whole_batch(run):
         return
-    known = {"row": run["config.model.label"], "x": float(run["config.trace.prompt_tokens"])}
-    known |= {"replicate": load.replicate(run)}
+    known = {"row": run["config.model.label"], "x": _length_tokens(run), "replicate": load.replicate(run)}
     scheduler = run["config.scheduler.name"]
     if scheduler in WAYS:
-        yield {**known, "metric": DOWNTIME, "series": WAYS[scheduler], "value": 1000 * run["migration_downtime_mean_s"]}
+        first = _first_to_move(run)
+        yield {**known, "metric": DOWNTIME, "series": WAYS[scheduler], "value": 1000 * migration_downtime(first)[0]}
         if run["config.engine.name"] != "sim":
-            yield {**known, "metric": GAP, "series": WAYS[scheduler], "value": 1000 * run["migration_gap_mean_s"]}
+            yield {**known, "metric": GAP, "series": WAYS[scheduler], "value": 1000 * migration_gap(first)[0]}
     if scheduler in ("llumnix", STILL):
         series = "Migration" if scheduler == "llumnix" else "Normal"
         yield {**known, "metric": DECODE, "series": series, "value": 1000 * _decode_step_s(run)}
+
+
+def _with_steps_lost(found: pd.DataFrame) -> pd.DataFrame:
+    """Each downtime once more, in normal decode steps of the batch that it was taken from."""
+    point = ["row", "x", "replicate"]
+    steps = found[(found["metric"] == DECODE) & (found["series"] == "Normal")].set_index(point)["value"].rename("step")
+    lost = found[found["metric"] == DOWNTIME].join(steps, on=point, how="inner")
+    lost = lost.assign(value=lost["value"] / lost["step"], metric=LOST, unit="steps").drop(columns="step")
+    return pd.concat([found, lost], ignore_index=True)
+
+
+def _length_tokens(run: dict[str, Any]) -> float:
+    """The length that the figure is drawn over: the prompt, and what fills its last block."""
+    block_tokens = int(run["config.cluster.block_size_tokens"])
+    return float(-(-int(run["config.trace.prompt_tokens"]) // block_tokens) * block_tokens)
+
+
+def _first_to_move(run: dict[str, Any]) -> dict[str, Any]:
+    """Columns of requests.parquet, one row long. A request that moves again counts with the mean of its moves."""
+    events, requests = (load.table(run["directory"], name) for name in ("events", "requests"))
+    first = events.loc[events["kind"] == "migrate_commit"].sort_values("time_s", kind="stable")["request_id"].iloc[0]
+    return {str(name): column.to_numpy() for name, column in requests[requests["request_id"] == first].items()}
 
 
 def moved_out_of_the_whole_batch(run: dict[str, Any]) -> bool:

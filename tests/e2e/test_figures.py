@@ -16,10 +16,11 @@ SMALL = {
     "fig03": ["num_requests=300", "qps=0.6", "repeat=0,1"],
     "fig04": ["num_requests=1,4", "trace.prompt_tokens=64,256"],
     "fig05": ["num_requests=400"],
+    "fig10": [],
     "fig12": ["num_requests=600", "qps=7.5,7.6", "cluster.instances=4", "cluster.kv_blocks=640"],
     "fig16": ["cluster.instances=64", "qps=128,256", "num_requests=400", "engine.warm_up_s=0"],
 }
-RUNS = {"fig03": 2, "fig04": 8, "fig05": 1, "fig12": 4, "fig16": 4}
+RUNS = {"fig03": 2, "fig04": 8, "fig05": 1, "fig10": 48, "fig12": 4, "fig16": 4}
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -60,6 +61,16 @@ def test_decode_steps_are_those_of_the_cost_model(outputs: Path) -> None:
     base_s, request_s, token_s = 34.2e-3, 0.6e-3, 1.44e-6
     assert step["256 tokens each", 257.0] == pytest.approx(base_s + request_s + 257 * token_s)
     assert step["64 tokens each", 260.0] == pytest.approx(base_s + 4 * request_s + 260 * token_s)
+
+
+def test_what_a_move_costs_is_within_15_percent_of_the_paper_at_every_length(outputs: Path) -> None:
+    compared = run("benchmarks.parity", "fig=10", "worst=0", cwd=outputs.parent)
+    assert compared.returncode == 0, compared.stdout
+    points = pd.read_csv(outputs / "fig10" / "figures" / "fig10.csv")
+    decode = points[points["metric"] == "Decode Latency"].pivot(index=["row", "x"], columns="series", values="value")
+    assert len(decode) == 12
+    longer = decode["Migration"] / decode["Normal"] - 1
+    assert longer.between(0.015, 0.03).all()  # the paper's points: 1.5 to 3.1 %
 
 
 def test_instances_of_llumnix_stall_less_than_under_a_centralized_scheduler(outputs: Path) -> None:

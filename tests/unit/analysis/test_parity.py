@@ -130,6 +130,8 @@ def test_of_figure_13_the_ratios_of_the_series_are_judged() -> None:
 @pytest.mark.parametrize(
     ("figure", "metric", "median", "worst"),
     [
+        ("fig10", "Downtime", None, 1.15),
+        ("fig10", "Decode Latency", None, 1.15),
         ("fig14", "Request Mean", 1.03, 1.08),
         ("fig14", "Resource Cost", 1.04, 1.07),
         ("fig15", "Resource Cost", None, 1.05),
@@ -153,7 +155,7 @@ def test_limits_of_the_median_and_of_every_point(figure: str, metric: str, media
         assert sentence.startswith(f"{metric}: median")
 
 
-@pytest.mark.parametrize("figure", ["13", "14", "15"])
+@pytest.mark.parametrize("figure", ["10", "13", "14", "15"])
 def test_the_other_figures_are_compared_from_the_command_line(
     figure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
