@@ -19,9 +19,12 @@ from typing import Protocol
 from llumnix.load import InstanceLoad, migration_batch, migration_freeness
 from llumnix.policies import scaling
 from llumnix.policies.dispatch import DispatchRule, Merit, merit, two_of
-from llumnix.policies.migration import Pair, is_source, pair
+from llumnix.policies.migration import Pair, is_destination, is_source, pair
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
+
+FEW_INSTANCES = 48
+"""A look at all of so many instances is quicker than asking which of them can be part of a pair (measured)."""
 
 
 class ReportSource(Protocol):
@@ -42,18 +45,25 @@ class ReportSource(Protocol):
 
 
 class Ranking:
-    """The best instance for one class of requests, found from upper bounds that are sharpened only where needed."""
+    """The best instances by one measure of merit, found from upper bounds that are sharpened only where needed.
 
-    def __init__(self, instance_ids: Sequence[int], reports: ReportSource, merit: Merit) -> None:
+    Among equals the last id comes first in a ranking for dispatch, as the released code has it, and the first id in one
+    for migration.
+    """
+
+    def __init__(
+        self, instance_ids: Sequence[int], reports: ReportSource, merit: Merit, *, last_first: bool = True
+    ) -> None:
         self.touched = set(instance_ids)
         self._reports = reports
         self._merit = merit
+        self._sign = -1 if last_first else 1
         self._entry: dict[int, tuple[float, int]] = {}
-        self._heap: list[tuple[float, int]] = []  # (-merit bound, -instance id); live if it is the id's _entry
+        self._heap: list[tuple[float, int]] = []  # (-merit bound, signed instance id); live if it is the id's _entry
 
-    def best(self) -> int:
-        """Return the instance of highest merit now; among equals the highest id, as the released code does."""
-        reports, merit, entries = self._reports, self._merit, self._entry
+    def settle(self) -> None:
+        """Value the touched instances: an upper bound for each, which is exact where reports come one by one."""
+        reports, merit = self._reports, self._merit
         for instance_id in self.touched:
             first, second = reports.outlook(instance_id)
             value = merit(first)
@@ -61,30 +71,52 @@ class Ranking:
                 value = max(value, merit(second))
             self._enter(instance_id, value)
         self.touched.clear()
-        if len(self._heap) > 4 * len(entries) + 64:
-            self._heap = sorted(entries.values())
-        heap = self._heap
-        while True:
-            top = heap[0]
-            instance_id = -top[1]
-            if entries.get(instance_id) is not top:
-                heapq.heappop(heap)
-                continue
-            load = reports.latest(instance_id)
-            value = merit(load)
-            if value == -top[0]:
-                return instance_id
-            self._enter(instance_id, value)
-            if load is not reports.outlook(instance_id)[1]:
-                self.touched.add(instance_id)  # the second load of its outlook is still to come
+        if len(self._heap) > 4 * len(self._entry) + 64:
+            self._heap = sorted(self._entry.values())
+
+    def best(self) -> int:
+        """Return the instance of highest merit now."""
+        self.settle()
+        return self._sign * self._settled_top()[1]
+
+    def best_of_all(self, count: int) -> list[int]:
+        """Return the `count` instances of highest merit now, best first; fewer if not so many have more than -inf."""
+        self.settle()
+        taken: list[tuple[float, int]] = []
+        while len(taken) < min(count, len(self._entry)):
+            top = self._settled_top()
+            if top[0] == math.inf:
+                break
+            taken.append(heapq.heappop(self._heap))
+        for top in taken:
+            heapq.heappush(self._heap, top)
+        return [self._sign * signed_id for _, signed_id in taken]
 
     def forget(self, instance_id: int) -> None:
         """Leave an instance out from now on."""
         self.touched.discard(instance_id)
         self._entry.pop(instance_id, None)
 
+    def _settled_top(self) -> tuple[float, int]:
+        """Return the top of the heap once its bound is its merit now."""
+        heap, entries, reports, merit = self._heap, self._entry, self._reports, self._merit
+        while True:
+            top = heap[0]
+            instance_id = self._sign * top[1]
+            if entries.get(instance_id) is not top:
+                heapq.heappop(heap)
+                continue
+            load = reports.latest(instance_id)
+            value = merit(load)
+            if value == -top[0]:
+                return top
+            self._enter(instance_id, value)
+            first, second = reports.outlook(instance_id)
+            if first is not second and load is not second:
+                self.touched.add(instance_id)  # the second load of its outlook is still to come
+
     def _enter(self, instance_id: int, value: float) -> None:
-        entry = (-value, -instance_id)
+        entry = (-value, self._sign * instance_id)
         self._entry[instance_id] = entry
         heapq.heappush(self._heap, entry)
 
@@ -107,7 +139,11 @@ class GlobalScheduler:
         self._of_two = spec.dispatch is DispatchRule.power_of_two
         self._turn = 0
         self._rankings: dict[Priority, Ranking] = {}  # of the classes that have occurred
-        self._quiet_until: dict[int, float] = dict.fromkeys(self._ids, -math.inf)
+        self._takers = Ranking(self._ids, reports, self._room, last_first=False)
+        self._touched: set[int] = set()  # since the last round
+        self._due = set(self._ids)  # may have become sources since they were looked at
+        self._quiet: list[tuple[float, int]] = []  # heap of the others: until when each of them cannot be one
+        self._quiet_until: dict[int, float] = {}
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
         self._starting = 0
@@ -117,8 +153,14 @@ class GlobalScheduler:
         """Note that the outlook of this instance has changed; `worse` unless requests have done nothing but leave."""
         for ranking in self._rankings.values():
             ranking.touched.add(instance_id)
+        self._touched.add(instance_id)
         if worse:
-            self._quiet_until[instance_id] = -math.inf
+            self._due.add(instance_id)
+
+    def settle(self) -> None:
+        """Value the touched instances now: dispatch() would do it, and whoever waits for that may be in more haste."""
+        for ranking in self._rankings.values():
+            ranking.settle()
 
     def dispatch(self, priority: Priority) -> int:
         """Choose the instance for a new request."""
@@ -139,14 +181,19 @@ class GlobalScheduler:
 
     def migration_round(self, now: float) -> list[Pair]:
         """Pair sources with destinations and return the pairs that can start now: neither side is in a migration."""
-        policy = self.spec.migration
-        due = [i for i, until in self._quiet_until.items() if until <= now]
-        if not policy.persistent_pairs:  # then a round without an idle source changes nothing
-            due = [i for i in due if i not in self._busy]
+        policy, quiet, touched = self.spec.migration, self._quiet, len(self._touched)
+        self._takers.touched |= self._touched
+        self._touched.clear()
+        while quiet and quiet[0][0] <= now:
+            until, instance_id = heapq.heappop(quiet)
+            if self._quiet_until.get(instance_id) == until:
+                self._due.add(instance_id)
+        # without persistent pairs a round without an idle source changes nothing
+        due = list(self._due if policy.persistent_pairs else self._due - self._busy)
         if not any(self._is_source(i, now) for i in due):
             self._pairs.clear()
             return []
-        loads = [self._reports.latest(instance_id) for instance_id in self._ids]
+        loads = [self._reports.latest(instance_id) for instance_id in self._candidates(now, touched)]
         pairs = pair(loads, policy, self.spec.freeness)
         self._pairs = {p.source: p.destination for p in pairs}
         return [p for p in pairs if self.may_start(p)]
@@ -208,9 +255,11 @@ class GlobalScheduler:
         """A drained instance, on which no request is left, is gone."""
         self._draining.remove(instance_id)
         self._ids.remove(instance_id)
-        del self._quiet_until[instance_id]
+        self._touched.discard(instance_id)
+        self._due.discard(instance_id)
+        self._quiet_until.pop(instance_id, None)
         self._pairs.pop(instance_id, None)
-        for ranking in self._rankings.values():
+        for ranking in (self._takers, *self._rankings.values()):
             ranking.forget(instance_id)
 
     def _better_of_two(self, priority: Priority) -> int:
@@ -219,6 +268,21 @@ class GlobalScheduler:
         one, other = (ids[place] for place in two_of(len(ids), self._uniform(), self._uniform()))
         value = merit(self.spec.dispatch, self.spec.freeness, priority)
         return other if value(self._reports.latest(other)) > value(self._reports.latest(one)) else one
+
+    def _candidates(self, now: float, touched: int) -> Sequence[int]:
+        """Return all sources and as many of the best destinations: no other instance can be part of a pair.
+
+        Among few instances, or if so many were `touched` since the last round, all of them.
+        """
+        if len(self._ids) <= FEW_INSTANCES + 2 * touched:
+            return self._ids
+        sources = [i for i in list(self._due) if self._is_source(i, now)]
+        return sources + self._takers.best_of_all(len(sources))
+
+    def _room(self, load: InstanceLoad) -> float:
+        """Value an instance as a destination: its freeness; -inf for one that is none."""
+        freeness = migration_freeness(load, self.spec.freeness)
+        return freeness if is_destination(load, freeness, self.spec.migration) else -math.inf
 
     def _is_source(self, instance_id: int, now: float) -> bool:
         """Tell whether an instance is a source; if not, note how long it cannot become one unless touched for worse.
@@ -235,7 +299,11 @@ class GlobalScheduler:
             spare = (freeness - policy.out_threshold_blocks) * migration_batch(second, rule)
             until = self._reports.earliest_loss(instance_id, spare) if second.running else math.inf
             if until > now:
-                self._quiet_until[instance_id] = until if policy.out_threshold_blocks >= 0 else now
+                if policy.out_threshold_blocks >= 0:
+                    self._due.discard(instance_id)
+                    self._quiet_until[instance_id] = until
+                    if until < math.inf:
+                        heapq.heappush(self._quiet, (until, instance_id))
                 return False
         load = self._reports.latest(instance_id)
         return is_source(load, migration_freeness(load, rule), policy)

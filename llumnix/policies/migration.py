@@ -101,6 +101,11 @@ def is_source(load: InstanceLoad, freeness: float, policy: MigrationPolicy) -> b
     return freeness < policy.out_threshold_blocks or (policy.preempted_is_source and load.preempted > 0)
 
 
+def is_destination(load: InstanceLoad, freeness: float, policy: MigrationPolicy) -> bool:
+    """Tell whether an instance may be given requests. No source is: the upper threshold is not below the lower one."""
+    return freeness > policy.in_threshold_blocks and not (policy.preempted_is_source and load.preempted > 0)
+
+
 def pair(loads: Iterable[InstanceLoad], policy: MigrationPolicy, rule: FreenessRule) -> list[Pair]:
     """Match the i-th least free source with the i-th freest destination, until one side runs out.
 
@@ -110,10 +115,10 @@ def pair(loads: Iterable[InstanceLoad], policy: MigrationPolicy, rule: FreenessR
     destinations: list[tuple[float, int]] = []
     for load in loads:
         freeness = migration_freeness(load, rule)
-        if is_source(load, freeness, policy):
-            sources.append((freeness, load.instance_id))
-        elif freeness > policy.in_threshold_blocks:
+        if is_destination(load, freeness, policy):
             destinations.append((-freeness, load.instance_id))
+        elif is_source(load, freeness, policy):
+            sources.append((freeness, load.instance_id))
     sources.sort()
     destinations.sort()
     return [Pair(source, destination) for (_, source), (_, destination) in zip(sources, destinations, strict=False)]

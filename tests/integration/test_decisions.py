@@ -7,6 +7,7 @@ from audit import Audit
 from cases import Case, cases, examples, workload
 from hypothesis import given
 
+from llumnix import scheduler
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.cost import StepCost
 from llumnix.engines.sim.spec import SimEngine
@@ -24,8 +25,14 @@ def audited(case: Case) -> Audit:
     return audit
 
 
+@pytest.mark.parametrize("few_instances", [scheduler.FEW_INSTANCES, -1000], ids=["few", "as many"])
 @pytest.mark.parametrize("load_reports", LoadReports)
-def test_every_decision_is_that_of_brute_force(load_reports: LoadReports) -> None:
+def test_every_decision_is_that_of_brute_force(
+    load_reports: LoadReports, few_instances: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a round asks who can be part of a pair, as it does among many instances."""
+    monkeypatch.setattr(scheduler, "FEW_INSTANCES", few_instances)
+
     @examples(50)
     @given(cases(load_reports, persistent_pairs=False))
     def check(case: Case) -> None:

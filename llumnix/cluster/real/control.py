@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,7 +59,7 @@ class Control:
         self._uniform = uniform
         self._counts_own = spec.load_reports is LoadReports.immediate
         self._lock = threading.RLock()
-        self._last: dict[int, _Last] = {}
+        self._last: OrderedDict[int, _Last] = OrderedDict()  # by when it was received, oldest first
         self._moves: set[Pair] = set()
         self._scheduler: GlobalScheduler | None = None
         self._stop = threading.Event()
@@ -89,10 +90,12 @@ class Control:
             self.reports += 1
             new = load.instance_id not in self._last
             self._last[load.instance_id] = _Last(load, self._clock())
+            self._last.move_to_end(load.instance_id)
             if new:
                 self._rebuild()
             elif self._scheduler is not None:
                 self._scheduler.touch(load.instance_id)
+                self._scheduler.settle()
 
     def instance_down(self, instance_id: int) -> None:
         """Forget an instance until it reports again."""
@@ -158,11 +161,14 @@ class Control:
 
     def _forget_silent(self) -> None:
         oldest_s = self._clock() - self._report_limit_s
-        silent = [instance_id for instance_id, last in self._last.items() if last.received_s < oldest_s]
-        for instance_id in silent:
+        known = len(self._last)
+        while self._last:
+            instance_id, last = next(iter(self._last.items()))
+            if last.received_s >= oldest_s:
+                break
             log.warning("instance %d has not reported for %.1f s: left out", instance_id, self._report_limit_s)
             del self._last[instance_id]
-        if silent:
+        if len(self._last) < known:
             self._rebuild()
 
     def _rebuild(self) -> None:

@@ -250,9 +250,8 @@ class SimInstance(ABC):
         """Return a time before which the second load of the outlook cannot show `blocks` fewer free blocks."""
         if not self._decoding:
             return math.inf
-        if self._immediate:
-            return now_ps
-        steps = self._view_steps + int(self._block_size * blocks / self._batch) - self._block_size
+        seen = self._completed_before(now_ps) if self._immediate else self._view_steps
+        steps = seen + int(self._block_size * blocks / self._batch) - self._block_size
         return self._start_ps + steps * self._cost.decode_ps(1, 1)  # steps shrink as requests leave
 
     def steps_completed(self, now_ps: int) -> int:

@@ -158,6 +158,22 @@ def test_busy_instances_keep_their_place_in_the_pairing() -> None:
     assert rounds.migration_round(0) == []  # 0 is paired with 1, 2 with 3, and of each pair one is busy
 
 
+def test_among_many_instances_a_round_finds_the_pairs_without_a_look_at_those_far_from_being_in_one() -> None:
+    reports = Reports(1, 500, *range(200, 400), 2, 450)
+    reports.loads[1] = replace(reports.loads[1], preempted=1)  # a source in spite of its freeness, and no destination
+    reports.quiet_for = 10.0
+    rounds = scheduler(reports)
+    pairs = [Pair(0, 203), Pair(202, 201), Pair(1, 200)]
+    assert rounds.migration_round(0) == pairs  # everything is new and looked at
+    assert rounds.migration_round(1) == pairs
+    reports.reads = [0] * len(reports.reads)
+    assert rounds.migration_round(2) == pairs
+    assert [i for i, reads in enumerate(reports.reads) if reads] == [0, 1, 200, 201, 202, 203]
+    reports.free(203, 0)
+    rounds.touch(203)
+    assert rounds.migration_round(3) == [Pair(203, 201), Pair(0, 200), Pair(202, 199), Pair(1, 198)]
+
+
 def test_without_persistence_a_source_sends_one_request_a_round() -> None:
     rounds = scheduler(Reports(1, 50))
     [move] = rounds.migration_round(0)
