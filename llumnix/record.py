@@ -141,7 +141,7 @@ def _array(field: pa.Field, column: np.ndarray[Any, Any] | Sequence[Any]) -> pa.
     """An Arrow array from raw buffers: pa.array() would import pandas, half a second that a short run has not got."""
     if pa.types.is_dictionary(field.type):
         codes: dict[str, int] = {}
-        numbers = np.array([codes.setdefault(name, len(codes)) for name in column], dtype=np.int32)
+        numbers = np.fromiter((codes.setdefault(name, len(codes)) for name in column), np.int32, len(column))
         if None in codes:
             raise ValueError(f"column {field.name} of the records has empty values")
         return pa.DictionaryArray.from_arrays(_numbers(pa.int32(), numbers, None), _strings(list(codes)))
@@ -172,10 +172,11 @@ def _numbers(kind: pa.DataType, column: np.ndarray[Any, Any], empty: np.ndarray[
 
 def _strings(column: Sequence[str | None] | np.ndarray[Any, Any]) -> pa.Array:
     """Strings, null where the value is None."""
-    encoded = [b"" if value is None else value.encode() for value in column]
+    known = {value: b"" if value is None else value.encode() for value in set(column)}  # rows can be millions
+    encoded = [known[value] for value in column]
     ends = np.zeros(len(encoded) + 1, dtype=np.int32)
-    np.cumsum([len(value) for value in encoded], out=ends[1:])
-    empty = np.array([value is None for value in column], dtype=bool)
+    np.cumsum(np.fromiter(map(len, encoded), np.int32, len(encoded)), out=ends[1:])
+    empty = np.fromiter((value is None for value in column), bool, len(encoded))
     valid = pa.py_buffer(np.packbits(~empty, bitorder="little")) if empty.any() else None
     return pa.Array.from_buffers(
         pa.string(), len(encoded), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]

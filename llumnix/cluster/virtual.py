@@ -12,6 +12,7 @@ import gc
 import heapq
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ import numpy as np
 from llumnix.cluster.fleet import Fleet
 from llumnix.cluster.moves import Move
 from llumnix.cluster.result import Columns, RunResult
+from llumnix.cluster.row_log import Array, RowLog
 from llumnix.cluster.spec import ClusterSpec
 from llumnix.engines.sim.chunked import ChunkedInstance
 from llumnix.engines.sim.cost import PS_PER_S, CostModel
-from llumnix.engines.sim.instance import Segment, SimInstance
+from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.prefill_first import PrefillFirstInstance
 from llumnix.engines.sim.request import SimRequest
 from llumnix.engines.sim.spec import Batching, SimEngine
@@ -39,7 +41,21 @@ INSTANCE_TYPES: dict[Batching, type[SimInstance]] = {
     Batching.chunked: ChunkedInstance,
 }
 _NEVER = 1 << 62
+_NONE = -1  # stands for no time, no instance or no request in columns of integers
 _MESSAGE, _STEP_END = 0, 1
+_EVENT = {"time_ps": int, "kind": object, "instance_id": int, "request_id": int, "detail": object}
+_SAMPLE = {
+    "time_ps": int,
+    "instance_id": int,
+    "running": int,
+    "waiting": int,
+    "free_blocks": int,
+    "total_blocks": int,
+    "head_blocks": int,
+    "freeness": float,
+    "draining": bool,
+}
+_STEP = {"end_ps": int, "instance_id": int, "start_ps": int, "steps": int, "batch": int, "tokens": int}
 _NOTHING: tuple[int, int, int, Any] = (_NEVER, _STEP_END, 0, None)
 
 
@@ -88,13 +104,13 @@ class VirtualCluster:
         self._spec = scheduler
         self._block_size_tokens = cluster.block_size_tokens
         self._heap: list[tuple[int, int, int, Any]] = []
-        self._sequence = 0
+        self._messages = 0
         self._now_ps = 0
         self._unfinished = len(workload)
-        self._step_ends = 0
-        self._step_rows: list[tuple[int, int, Segment]] | None = [] if engine.record_steps else None
-        self._event_rows: list[tuple[int, str, int | None, int | None, str | None]] = []
-        self._sample_rows: list[tuple[int, InstanceLoad]] = []
+        self._step_ends = self._rounds = 0
+        self._steps = RowLog(**_STEP) if engine.record_steps else None
+        self._events = RowLog(**_EVENT)
+        self._samples = RowLog(**_SAMPLE)
         self._sample_period_ps = round(engine.sample_period_s * PS_PER_S)
         self._front_end_ps = round(engine.front_end_s * PS_PER_S)
         self._moves: dict[SimRequest, Move] = {}
@@ -167,8 +183,8 @@ class VirtualCluster:
                     payload()
                 elif instances[key].version == payload:
                     self._step_ends += 1
-                    if self._step_rows is not None:
-                        self._step_rows.append((key, self._now_ps, instances[key].segment()))
+                    if self._steps is not None:
+                        self._steps.add((self._now_ps, key, *instances[key].segment()))
                     instances[key].boundary(self._now_ps)
                 continue
             self._now_ps = timed_ps
@@ -180,6 +196,7 @@ class VirtualCluster:
                     progress(next_arrival, total)
             elif round_ps == timed_ps:
                 round_ps += period_ps
+                self._rounds += 1
                 for pair in self.scheduler.migration_round(timed_ps):
                     self._start_move(pair)
             elif check_ps == timed_ps:
@@ -187,7 +204,7 @@ class VirtualCluster:
                 self.fleet.check()
             else:
                 sample_ps += self._sample_period_ps
-                self._sample_rows.extend((timed_ps, instance.present_load(timed_ps)) for instance in self.fleet.up)
+                self._sample()
                 if not heap and arrival_ps == _NEVER:
                     raise RuntimeError(f"{self._unfinished} requests are left and nothing will ever happen to them")
             timed_ps = min(arrival_ps, round_ps, check_ps, sample_ps)
@@ -195,8 +212,8 @@ class VirtualCluster:
 
     def send(self, action: Callable[[], None], delay_ps: int) -> None:
         """Run `action` after `delay_ps` > 0: a message, or a copy that takes this long."""
-        self._sequence += 1
-        heapq.heappush(self._heap, (self._now_ps + delay_ps, _MESSAGE, self._sequence, action))
+        self._messages += 1
+        heapq.heappush(self._heap, (self._now_ps + delay_ps, _MESSAGE, self._messages, action))
 
     def _arm(self, instance_id: int, end_ps: int, version: int) -> None:
         heapq.heappush(self._heap, (end_ps, _STEP_END, instance_id, version))
@@ -274,35 +291,38 @@ class VirtualCluster:
 
     def note(self, kind: str, instance_id: int | None, request: SimRequest | None, detail: str | None = None) -> None:
         """Add a row to the events."""
-        request_id = None if request is None else request.arrival_order
-        self._event_rows.append((self._now_ps, kind, instance_id, request_id, detail))
+        request_id = _NONE if request is None else request.arrival_order
+        self._events.add((self._now_ps, kind, _NONE if instance_id is None else instance_id, request_id, detail))
+
+    def _sample(self) -> None:
+        """Add a row for each instance to the samples; and make arrays of the rows that there are."""
+        now_ps, rule = self._now_ps, self._spec.freeness
+        for instance in self.fleet.up:
+            load = instance.present_load(now_ps)
+            self._samples.add(
+                (
+                    now_ps,
+                    load.instance_id,
+                    load.running,
+                    load.waiting,
+                    load.free_blocks,
+                    load.total_blocks,
+                    load.head_blocks,
+                    migration_freeness(load, rule),
+                    load.draining,
+                )
+            )
+        for rows in (self._events, self._samples, self._steps):
+            if rows is not None:
+                rows.pack()
 
     def _result(self) -> RunResult:
-        time_ps, kind, instance_id, request_id, detail = _transpose(self._event_rows, 5)
-        loads = [load for _, load in self._sample_rows]
-        rule = self._spec.freeness
         return RunResult(
             requests=_request_columns(self.requests, self._front_end_ps / PS_PER_S),
-            events={
-                "time_s": _seconds(time_ps),
-                "kind": kind,
-                "instance_id": instance_id,
-                "request_id": request_id,
-                "detail": detail,
-            },
-            instances={
-                "time_s": _seconds([ps for ps, _ in self._sample_rows]),
-                "instance_id": [load.instance_id for load in loads],
-                "running": [load.running for load in loads],
-                "waiting": [load.waiting for load in loads],
-                "free_blocks": [load.free_blocks for load in loads],
-                "total_blocks": [load.total_blocks for load in loads],
-                "head_blocks": [load.head_blocks for load in loads],
-                "freeness": [migration_freeness(load, rule) for load in loads],
-                "draining": [load.draining for load in loads],
-            },
-            steps=None if self._step_rows is None else _step_columns(self._step_rows, self._cost),
-            counters={"segments": self._step_ends},
+            events=_timed(self._events.columns()),
+            instances=_timed(self._samples.columns()),
+            steps=None if self._steps is None else _step_columns(self._steps.columns(), self._cost),
+            counters={"segments": self._step_ends, "messages": self._messages, "rounds": self._rounds},
             sizes=self.fleet.sizes() if self._spec.scaling.enabled else None,
         )
 
@@ -320,48 +340,62 @@ def _requests(workload: Workload) -> list[SimRequest]:
     return [SimRequest(i, ps, p, max(o, 1), classes[c]) for i, (ps, p, o, c) in enumerate(columns)]
 
 
-def _transpose(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+def _timed(columns: dict[str, Array]) -> Columns:
+    """Return the columns with their times in seconds."""
+    return {"time_s": _seconds(columns.pop("time_ps")), **columns}
 
 
-def _seconds(times_ps: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return picoseconds as seconds, NaN for None; to the nanosecond, well below any modelled effect."""
-    return np.array([np.nan if ps is None else ps / PS_PER_S for ps in times_ps], dtype=np.float64)
+def _seconds(times_ps: Array) -> Array:
+    """Return picoseconds as seconds, NaN for a negative time: there is none. Rounded once, also above 2^53 ps."""
+    if times_ps.max(initial=0) < 1 << 53:
+        seconds = times_ps / PS_PER_S
+    else:
+        seconds = np.array([ps / PS_PER_S for ps in times_ps.tolist()])
+    return np.where(times_ps < 0, np.nan, seconds)
 
 
-def _step_columns(rows: list[tuple[int, int, Segment]], cost: CostModel) -> Columns:
+def _step_columns(rows: dict[str, Array], cost: CostModel) -> Columns:
+    start_ps, end_ps, steps = rows["start_ps"], rows["end_ps"], rows["steps"]
     return {
-        "start_s": _seconds([segment.start_ps for *_, segment in rows]),
-        "end_s": _seconds([end_ps for _, end_ps, _ in rows]),
-        "instance_id": [instance_id for instance_id, *_ in rows],
-        "steps": [segment.steps for *_, segment in rows],
-        "duration_s": _seconds([end_ps - seg.start_ps - seg.steps * cost.gap_ps for _, end_ps, seg in rows]),
-        "batch": [segment.batch for *_, segment in rows],
-        "tokens": [segment.tokens for *_, segment in rows],
+        "start_s": _seconds(start_ps),
+        "end_s": _seconds(end_ps),
+        "instance_id": rows["instance_id"],
+        "steps": steps,
+        "duration_s": _seconds(end_ps - start_ps - steps * cost.gap_ps),
+        "batch": rows["batch"],
+        "tokens": rows["tokens"],
     }
 
 
 def _request_columns(requests: list[SimRequest], front_end_s: float) -> Columns:
-    arrival_s = _seconds([r.arrival_ps for r in requests])
+    def column(name: str) -> Array:
+        return np.fromiter(map(attrgetter(name), requests), np.int64, len(requests))
+
+    def column_with_gaps(name: str) -> Array:
+        values = [_NONE if value is None else value for value in map(attrgetter(name), requests)]
+        return np.array(values, dtype=np.int64)
+
+    arrival_s = _seconds(column("arrival_ps"))
+    instance_first = column_with_gaps("instance_first")
     return {
-        "request_id": [r.arrival_order for r in requests],
+        "request_id": column("arrival_order"),
         "arrival_s": arrival_s,
         "sent_s": arrival_s,
-        "dispatch_s": np.where([r.instance_first is None for r in requests], np.nan, arrival_s + front_end_s),
-        "first_token_s": _seconds([r.first_token_ps for r in requests]),
-        "end_s": _seconds([r.end_ps for r in requests]),
-        "prompt_tokens": [r.prompt_tokens for r in requests],
-        "output_tokens": [r.output_tokens for r in requests],
-        "priority": [int(r.priority) for r in requests],
-        "instance_first": [r.instance_first for r in requests],
-        "instance_last": [r.instance_last for r in requests],
-        "preemptions": [r.preemptions for r in requests],
-        "preemption_loss_s": _seconds([r.preemption_loss_ps for r in requests]),
-        "migrations": [r.migrations for r in requests],
-        "migration_downtime_s": _seconds([r.downtime_ps for r in requests]),
-        "migration_gap_s": _seconds([r.gap_ps for r in requests]),
-        "max_token_gap_s": _seconds([r.max_gap_ps for r in requests]),
-        "exec_s": _seconds([r.exec_ps for r in requests]),
+        "dispatch_s": np.where(instance_first < 0, np.nan, arrival_s + front_end_s),
+        "first_token_s": _seconds(column_with_gaps("first_token_ps")),
+        "end_s": _seconds(column_with_gaps("end_ps")),
+        "prompt_tokens": column("prompt_tokens"),
+        "output_tokens": column("output_tokens"),
+        "priority": column("priority"),
+        "instance_first": instance_first,
+        "instance_last": column_with_gaps("instance_last"),
+        "preemptions": column("preemptions"),
+        "preemption_loss_s": _seconds(column("preemption_loss_ps")),
+        "migrations": column("migrations"),
+        "migration_downtime_s": _seconds(column("downtime_ps")),
+        "migration_gap_s": _seconds(column("gap_ps")),
+        "max_token_gap_s": _seconds(column("max_gap_ps")),
+        "exec_s": _seconds(column("exec_ps")),
         "status": [r.status for r in requests],
         "error": [r.error for r in requests],
     }

@@ -65,7 +65,7 @@ def test_without_the_time_of_scheduling_it_is_the_simulator(requests: list[tuple
     assert [r.longest_gap_ps / PS_PER_S for r in served.requests if r.output_tokens > 1] == [
         gap for gap, r in zip(expected["max_token_gap_s"], served.requests, strict=True) if r.output_tokens > 1
     ]
-    assert [r.prefills - 1 for r in served.requests] == expected["preemptions"]
+    assert [r.prefills - 1 for r in served.requests] == expected["preemptions"].tolist()
     assert served.timings.stall_ps == [0] * len(served.timings.stall_ps)
 
 
