@@ -94,6 +94,7 @@ def register() -> None:
     store("fixed", traces.FixedTrace, group="schema/trace")
     store("quantile", traces.QuantileTrace, group="schema/trace")
     store("file", traces.FileTrace, group="schema/trace")
+    store("superposed", traces.SuperposedTrace, group="schema/trace")
     store("poisson", arrivals.Poisson, group="schema/arrivals")
     store("gamma", arrivals.Gamma, group="schema/arrivals")
     store("uniform", arrivals.Uniform, group="schema/arrivals")

@@ -8,6 +8,7 @@ from llumnix.traces.file import FileTrace, TooLong
 from llumnix.traces.fixed import FixedTrace
 from llumnix.traces.generated import GeneratedTrace
 from llumnix.traces.quantile import QuantileTable, QuantileTrace
+from llumnix.traces.superposed import SuperposedTrace
 
 __all__ = [
     "FileTrace",
@@ -18,6 +19,7 @@ __all__ = [
     "QuantileTrace",
     "Stream",
     "Streams",
+    "SuperposedTrace",
     "TooLong",
     "Trace",
 ]

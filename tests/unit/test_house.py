@@ -89,7 +89,7 @@ def options() -> list[str]:
 @pytest.mark.parametrize("option", options())
 def test_every_option_composes(option: str) -> None:
     importlib.import_module("runners.serve")  # stores the schemas
-    overrides = [option, "trace.path=a.csv"] if option == "trace=file" else [option]
+    overrides = [option, "trace.path=a.csv"] if option in ("trace=file", "trace=superposed") else [option]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("serve", overrides)
         OmegaConf.to_object(config)

@@ -16,6 +16,7 @@ SCHEMAS = {
     "schema/trace/quantile": traces.QuantileTrace,
     "schema/trace/fixed": traces.FixedTrace,
     "schema/trace/file": traces.FileTrace,
+    "schema/trace/superposed": traces.SuperposedTrace,
     "schema/arrivals/poisson": arrivals.Poisson,
     "schema/arrivals/gamma": arrivals.Gamma,
     "schema/arrivals/uniform": arrivals.Uniform,
@@ -50,7 +51,7 @@ def test_all_traces_of_figure_11_are_there() -> None:
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_option_fits_its_schema_and_bears_its_name(path: Path) -> None:
-    changes = {"path": "some.csv"} if path.stem == "file" else {}
+    changes = {"path": "some.csv"} if path.stem in ("file", "superposed") else {}
     assert load(path, **changes).name == path.stem
 
 
