@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else f"No runs in {where}; make some with: python -m runners.serve experiment=fig11"
         )
     if slo.given:
-        runs = _judged(runs, slo)
+        runs = judged(runs, slo)
     table = _table(runs.sort_values([key for key in SORTED if key in runs]))
     console = words.console()
     needed = console.measure(table, options=console.options.update_width(1000)).maximum
@@ -82,7 +82,7 @@ def _slo(limits: Mapping[str, str]) -> metrics.Slo:
         words.stop(str(error) if isinstance(error, ConfigError) else f"{wrong}: limits are numbers of seconds.")
 
 
-def _judged(runs: pd.DataFrame, slo: metrics.Slo) -> pd.DataFrame:
+def judged(runs: pd.DataFrame, slo: metrics.Slo) -> pd.DataFrame:
     """The runs with SLO attainment and goodput under `slo`, whatever SLO they were run with, from requests.parquet."""
     columns = ["arrival_s", "sent_s", "first_token_s", "end_s", "output_tokens", "status"]
     judged = {}

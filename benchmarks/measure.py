@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -37,6 +38,7 @@ class Measured:
     mean_latency_s: float
     migrations: int
     preemptions: int
+    events: int
 
     @property
     def cpu_s(self) -> float:
@@ -71,6 +73,7 @@ def serve(overrides: list[str]) -> Measured:
         mean_latency_s=float((rows["end_s"] - rows["arrival_s"]).mean()),
         migrations=int(sum(rows["migrations"])),
         preemptions=int(sum(rows["preemptions"])),
+        events=len(asked) + sum(result.counters.values()),
     )
 
 
@@ -79,11 +82,22 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def repetitions(text: str) -> int:
-    """How often to measure, as the user typed it."""
+def whole_number(key: str, text: str) -> int:
+    """A number of at least 1, as the user typed it for `key`."""
     if not text.isdecimal() or int(text) < 1:
-        words.stop(f"runs must be a whole number of at least 1, got '{text}'.")
+        words.stop(f"{key} must be a whole number of at least 1, got '{text}'.")
     return int(text)
+
+
+def positive_number(key: str, text: str) -> float:
+    """A number above 0, as the user typed it for `key`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        words.stop(f"{key} must be a positive number, got '{text}'.")
+    return number
 
 
 def in_own_process(function: Callable[..., T], *arguments: object) -> T:

@@ -1,9 +1,13 @@
-"""Two fixed workloads on our simulator and, in the same session, on NVIDIA DynoSim where it is installed.
+"""Two fixed workloads on our simulator and, in the same session, on others: NVIDIA DynoSim, and any command.
 
 CPU s is the median over fresh processes of everything but imports: reading the trace, simulating, and for us writing
 the records; DynoSim keeps summary statistics only. The step costs differ (ours are fitted to Vidur's tables for
 LLaMA-2-7B, DynoSim has its own polynomial, sped up until its mean latency under round robin is near ours), so compare
 the work done per CPU second, not the simulated times.
+
+A command is timed as a whole, start-up and children included. It gets the workload through the environment: TRACE (a
+csv, not packed; columns as below), INSTANCES, KV_BLOCKS, BLOCK_SIZE, MAX_NUM_SEQS and MAX_NUM_BATCHED_TOKENS. Its
+mean latency is not known here.
 """
 
 from __future__ import annotations
@@ -13,7 +17,10 @@ import gzip
 import importlib
 import itertools
 import json
+import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +38,8 @@ EXAMPLES = """examples:
                                                         arrived_at (s), num_prefill_tokens, num_decode_tokens
   pip install --no-deps --target PEER ai-dynamo-runtime==1.6.1
   python -m benchmarks.peers bench=DIR dynosim=PEER     the same beside DynoSim
+  python -m benchmarks.peers bench=DIR 'command=./replay $TRACE --replicas $INSTANCES'
+                                                        the same beside another simulator, run by the shell
   python -m benchmarks.peers bench=DIR runs=5           fresh processes per contender (default 3)
 """
 
@@ -74,7 +83,7 @@ class Row:
     peak_mib: float
     requests: int
     output_tokens: int
-    mean_latency_s: float
+    mean_latency_s: float | None
 
 
 def ours(case: Case, directory: Path, scheduler: str) -> Row:
@@ -122,6 +131,24 @@ def dynosim(case: Case, directory: Path, installed: Path) -> Row:
     )
 
 
+def command(case: Case, directory: Path, line: str) -> Row:
+    """Another simulator, run by the shell; the program ends with its last words if it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trace = Path(scratch) / "trace.csv"
+        with gzip.open(directory / case.file, "rt", newline="") as packed:
+            trace.write_text(packed.read())
+        with trace.open(newline="") as rows:
+            outputs = [int(row["num_decode_tokens"]) for row in csv.DictReader(rows)]
+        limits = {"INSTANCES": INSTANCES, "KV_BLOCKS": case.kv_blocks, "BLOCK_SIZE": 16}
+        limits |= {key.upper(): value for key, value in LIMITS.items()}
+        environment = {**os.environ, "TRACE": str(trace), **{key: str(value) for key, value in limits.items()}}
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words.stop(f"'{line}' ended with code {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Row(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, len(outputs), sum(outputs), None)
+
+
 def _as_mooncake(source: Path, target: Path) -> None:
     """Write the workload in the format that DynoSim reads, every prompt block unique."""
     block_ids = itertools.count()
@@ -139,17 +166,20 @@ def _as_mooncake(source: Path, target: Path) -> None:
 
 def main() -> None:
     """Measure every contender on both workloads and print one table."""
-    asked = words.parse(None, "benchmarks.peers", ["bench", "dynosim", "runs"], __doc__ or "", EXAMPLES)
-    directory, runs = Path(asked.get("bench", "../shared/bench")), measure.repetitions(asked.get("runs", "3"))
+    asked = words.parse(None, "benchmarks.peers", ["bench", "dynosim", "command", "runs"], __doc__ or "", EXAMPLES)
+    directory, runs = Path(asked.get("bench", "../shared/bench")), measure.whole_number("runs", asked.get("runs", "3"))
     if missing := [case.file for case in CASES if not (directory / case.file).is_file()]:
         words.stop(f"{directory} has no {' and no '.join(missing)}; say where they are with bench=DIR.")
 
     contenders: dict[str, tuple[Any, ...]] = {
         "ours, round robin": (ours, "round_robin"),
+        "ours, least requests": (ours, "least_requests"),
         "ours, Llumnix": (ours, "llumnix"),
     }
     if "dynosim" in asked:
         contenders["DynoSim, round robin"] = (dynosim, Path(asked["dynosim"]))
+    if "command" in asked:
+        contenders["command"] = (command, asked["command"])
 
     table = Table("workload", "simulator")
     for heading in ("CPU s", "range", "requests/s", "M tokens/s", "peak MiB", "mean latency s", "CPU / DynoSim"):
@@ -171,7 +201,7 @@ def main() -> None:
                 f"{row.requests / cpu_s:,.0f}",
                 f"{row.output_tokens / cpu_s / 1e6:.2f}",
                 f"{max(row.peak_mib for row in measured):.0f}",
-                f"{row.mean_latency_s:.3f}",
+                "-" if row.mean_latency_s is None else f"{row.mean_latency_s:.3f}",
                 f"{cpu_s / statistics.median(r.cpu_s for r in peer):.2f}" if peer else "-",
             )
     words.console().print(table)

@@ -101,7 +101,7 @@ def _spread(values: Sequence[float]) -> str:
 def main() -> None:
     """Measure what is asked for and print it."""
     asked = words.parse(None, "benchmarks.speed", ["only", "runs"], __doc__ or "", EXAMPLES)
-    only, runs = asked.get("only", "all"), measure.repetitions(asked.get("runs", "5"))
+    only, runs = asked.get("only", "all"), measure.whole_number("runs", asked.get("runs", "5"))
     if only not in ("all", "run", "figure", "small"):
         words.stop(f"only={only} is not known; choose only=run, only=figure or only=small.")
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

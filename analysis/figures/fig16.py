@@ -39,12 +39,13 @@ def samples(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figure:
-    """Stalls, slow-down of an iteration, and how busy the scheduler's process is, against the number of instances."""
-    figure = Figure(figsize=(14.5, 4.6), layout="constrained")
-    stall, slowdown, busy = figure.subplots(1, 3)
+    """Stalls, slow-down of an iteration, wait for a dispatch and load of the scheduler, against the instances."""
+    figure = Figure(figsize=(18, 4.6), layout="constrained")
+    stall, slowdown, dispatch, busy = figure.subplots(1, 4)
     scaled = points[points["row"] != _at_64()]
     _lines(stall, scaled[scaled["metric"] == "Stall Mean"], 1)
     _lines(slowdown, scaled[scaled["metric"] == "Slowdown"], 1)
+    _lines(dispatch, scaled[scaled["metric"] == "Dispatch P99"], 1)
     _lines(busy, scaled[scaled["metric"] == "Scheduler Busy"], 100)
     stall.set_yscale("log")
     stall.axhline(40, color=GREY, ls=":", lw=1)
@@ -54,6 +55,8 @@ def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figu
     )  # fmt: skip
     stall.set(title="Stall after an iteration", ylabel="Mean stall (ms)")
     slowdown.set(title="Slow-down of an iteration", ylabel="(step + stall) / step", ylim=(0.9, None))
+    dispatch.set_yscale("log")
+    dispatch.set(title="From arrival to dispatch", ylabel="P99 (ms)")
     busy.set(title="Scheduler's process", ylabel="Processor busy (%)", ylim=(0, 105))
     rates = list(dict.fromkeys(scaled["row"]))
     handles = [Line2D([], [], color=COLOURS[name], label=name, lw=2) for name in COLOURS if name in {*scaled["series"]}]
