@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from llumnix import arrivals, traces
 from llumnix.traces.table1 import TABLE_1
@@ -36,12 +36,20 @@ PAPER_QPS = {
 
 
 def load(option: Path, /, **changes: object) -> traces.Trace | arrivals.Arrivals:
-    values = OmegaConf.load(option)
-    schema = values.defaults[0].removeprefix("/").removesuffix("@_here_")
-    del values["defaults"]
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[schema]), values, changes))
+    made = OmegaConf.to_object(OmegaConf.merge(composed(option), changes))
     assert isinstance(made, traces.Trace | arrivals.Arrivals)
     return made
+
+
+def composed(option: Path) -> DictConfig:
+    """The option on top of its schema, or of the option that it changes."""
+    values = OmegaConf.load(option)
+    base = values.defaults[0].removeprefix("/").removesuffix("@_here_")
+    del values["defaults"]
+    below = OmegaConf.structured(SCHEMAS[base]) if base in SCHEMAS else composed(option.with_name(f"{base}.yaml"))
+    merged = OmegaConf.merge(below, values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def test_all_traces_of_figure_11_are_there() -> None:
