@@ -4,8 +4,8 @@ It does not know whether its instances are simulated or real. A `ReportSource` a
 that is visible now, and with an outlook that stays good until the instance is touched; the outlook lets the scheduler
 leave most instances alone when it dispatches a request or holds a migration round.
 
-Instances may come and go. Who carries out a scaling decision says so with instance_up() and instance_down(), and marks
-the reports of an instance that is to be terminated as draining, from the moment of the decision on.
+Instances may come and go. Who carries out a scaling decision knows which ones start, says so with instance_up() and
+instance_down(), and marks the reports of an instance that is to be terminated as draining, from the decision on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from llumnix.load import InstanceLoad, migration_batch, migration_freeness
@@ -124,12 +124,17 @@ class Ranking:
 class GlobalScheduler:
     """Decides where requests start, which instances exchange them, and how many instances there are.
 
-
     `uniform` draws numbers from [0, 1), for rules that choose at random: the same numbers give the same choices.
+    `draining` are those of the instances that are to be terminated already.
     """
 
     def __init__(
-        self, spec: Scheduler, instance_ids: Sequence[int], reports: ReportSource, uniform: Callable[[], float]
+        self,
+        spec: Scheduler,
+        instance_ids: Sequence[int],
+        reports: ReportSource,
+        uniform: Callable[[], float],
+        draining: Collection[int] = (),
     ) -> None:
         self.spec = spec
         self._ids = sorted(instance_ids)
@@ -146,8 +151,7 @@ class GlobalScheduler:
         self._quiet_until: dict[int, float] = {}
         self._busy: set[int] = set()
         self._pairs: dict[int, int] = {}
-        self._starting = 0
-        self._draining: set[int] = set()
+        self._draining = set(draining)
 
     def touch(self, instance_id: int, *, worse: bool = True) -> None:
         """Note that the outlook of this instance has changed; `worse` unless requests have done nothing but leave."""
@@ -223,16 +227,14 @@ class GlobalScheduler:
 
     # --- scaling
 
-    def scaling_check(self) -> scaling.Decision | None:
-        """Decide about the number of instances; whoever asks carries it out before asking again.
+    def scaling_check(self, starting: int) -> scaling.Decision | None:
+        """Decide about the number of instances, of which `starting` more do not serve yet; whoever asks carries it out.
 
         From here on a victim is no destination of a pair, and takes no turn of round-robin.
         """
         loads = [self._reports.latest(instance_id) for instance_id in self._ids]
-        decision = scaling.decide(loads, self._starting, self.spec.scaling, self.spec.freeness)
+        decision = scaling.decide(loads, starting, self.spec.scaling, self.spec.freeness)
         match decision:
-            case scaling.ScaleUp():
-                self._starting += decision.instances
             case scaling.ScaleDown():
                 self._draining.add(decision.instance_id)
                 self._pairs = {s: d for s, d in self._pairs.items() if d != decision.instance_id}
@@ -243,7 +245,6 @@ class GlobalScheduler:
 
     def instance_up(self, instance_id: int) -> None:
         """An instance that was asked for serves now, under an id that no other has had."""
-        self._starting -= 1
         insort(self._ids, instance_id)
         self.touch(instance_id)
 

@@ -1,4 +1,4 @@
-"""The instances of a simulated cluster as they come and go, and the account of how many there were.
+"""The instances of a simulated cluster as they come and go.
 
 Decisions are all in llumnix.policies.scaling; here are only start-up times, drains and the end of drained instances.
 """
@@ -10,10 +10,11 @@ from functools import partial
 from typing import Protocol
 
 from llumnix.cluster.result import Columns
+from llumnix.cluster.sizes import Sizes, carry_out
 from llumnix.engines.sim.cost import PS_PER_S, CostModel
 from llumnix.engines.sim.instance import SimInstance
 from llumnix.engines.sim.request import SimRequest
-from llumnix.policies.scaling import CancelDrain, ScaleDown, ScaleUp, ScalingPolicy
+from llumnix.policies.scaling import ScaleUp, ScalingPolicy
 from llumnix.scheduler import GlobalScheduler
 
 
@@ -50,7 +51,7 @@ class Fleet:
         self._scheduler = scheduler
         self._build = build
         self._starting = 0
-        self._sizes: list[tuple[int, int, int, int]] = []  # time in ps, starting, up, steps completed before
+        self._sizes = Sizes()
         self.instances = [build(instance_id) for instance_id in range(instances)]
         self.up = list(self.instances)
         self.draining: set[int] = set()
@@ -63,20 +64,11 @@ class Fleet:
 
     def check(self) -> None:
         """Ask the scheduler whether instances should come or go, and see to it."""
-        decision = self._scheduler.scaling_check()
-        match decision:
-            case ScaleUp(instances, freeness):
-                for _ in range(instances):
-                    self._start(f"freeness {freeness:.2f}")
-                self._count()
-            case CancelDrain(instance_id, freeness):
-                self._drain(instance_id, False)
-                self._world.note("drain", instance_id, None, f"cancelled, freeness {freeness:.2f}")
-            case ScaleDown(instance_id, freeness):
-                self._world.note("scale_down", instance_id, None, f"freeness {freeness:.2f} without it")
-                self._drain(instance_id, True)
-                self._world.note("drain", instance_id, None, "begun")
-                self.request_left(instance_id)
+        decision = self._scheduler.scaling_check(self._starting)
+        if decision is not None:
+            carry_out(decision, self)
+        if isinstance(decision, ScaleUp):
+            self._count()
 
     def request_left(self, instance_id: int) -> None:
         """Note that a request, or the reservation for one, has left an instance: it may have been the last."""
@@ -84,21 +76,32 @@ class Fleet:
             self._world.send(partial(self._terminate_if_empty, instance_id), self._world.cost.control_ps)
 
     def sizes(self) -> Columns:
-        """The account, closed now: a row for each change and one for the end, of the number of instances from then on.
-
-        time_s; starting: asked for, not yet serving; up: serving or draining; steps: completed before, on any instance.
-        """
+        """The account of how many instances there were, closed now."""
         self._count()
-        time_ps, starting, up, steps = (list(column) for column in zip(*self._sizes, strict=True))
-        return {"time_s": [ps / PS_PER_S for ps in time_ps], "starting": starting, "up": up, "steps": steps}
+        return self._sizes.columns()
 
-    def _start(self, why: str) -> None:
+    # --- what a decision asks for
+
+    def start(self) -> int:
+        """Ask for one more instance and return its id."""
         instance = self._build(len(self.instances))
         self.instances.append(instance)
         self._starting += 1
-        self._world.note("scale_up", instance.instance_id, None, why)
         delay_ps = round(self._policy.startup_s * PS_PER_S) + self._world.cost.control_ps
         self._world.send(partial(self._serve, instance), delay_ps)
+        return instance.instance_id
+
+    def set_draining(self, instance_id: int, draining: bool) -> None:
+        """Let an instance give its requests away and end, or let it stay."""
+        self.instances[instance_id].set_draining(draining)
+        (self.draining.add if draining else self.draining.discard)(instance_id)
+        self.request_left(instance_id)
+
+    def note(self, kind: str, instance_id: int, detail: str) -> None:
+        """Add a row to the events."""
+        self._world.note(kind, instance_id, None, detail)
+
+    # --- inside
 
     def _serve(self, instance: SimInstance) -> None:
         self._starting -= 1
@@ -106,10 +109,6 @@ class Fleet:
         self._world.note("instance_up", instance.instance_id, None)
         self._scheduler.instance_up(instance.instance_id)
         self._count()
-
-    def _drain(self, instance_id: int, draining: bool) -> None:
-        self.instances[instance_id].set_draining(draining)
-        (self.draining.add if draining else self.draining.discard)(instance_id)
 
     def _terminate_if_empty(self, instance_id: int) -> None:
         instance = self.instances[instance_id]
@@ -123,4 +122,4 @@ class Fleet:
     def _count(self) -> None:
         now_ps = self._world.now_ps
         steps = sum(instance.steps_completed(now_ps) for instance in self.instances)
-        self._sizes.append((now_ps, self._starting, len(self.up), steps))
+        self._sizes.count(now_ps / PS_PER_S, self._starting, len(self.up), steps)

@@ -116,11 +116,7 @@ class VirtualCluster:
         self._moves: dict[SimRequest, Move] = {}
         self.requests = _requests(workload)
         scaling = scheduler.scaling
-        if scaling.enabled and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
-            raise ConfigError(
-                f"cluster.instances={cluster.instances} must lie between scheduler.scaling.min_instances="
-                f"{scaling.min_instances} and max_instances={scaling.max_instances}: it is the number to begin with."
-            )
+        scaling.check_initial(cluster.instances)
         self.scheduler = GlobalScheduler(scheduler, range(cluster.instances), self, uniform)
         chosen = instance_type or INSTANCE_TYPES[engine.batching]
 

@@ -28,8 +28,9 @@ class ScalingPolicy:
     request; §6.5 uses 10 and 60). It is looked at every `check_period_s`, for the first time after `first_check_s`.
     Below the lower bound as many instances are started at once as would lift it there (released code; the paper adds
     one); `at_most_per_check` limits that. Above the upper bound, were there one instance fewer, one is drained.
-    A new instance serves `startup_s` after it was asked for. There are never fewer than `min_instances` or more than
-    `max_instances`, those that start or drain included; cluster.instances is the number to begin with.
+    A simulated instance serves `startup_s` after it was asked for, a real one when its engine is up. There are never
+    fewer than `min_instances` or more than `max_instances`, those that start or drain included; cluster.instances is
+    the number to begin with.
     """
 
     enabled: bool = False
@@ -60,6 +61,18 @@ class ScalingPolicy:
         if self.at_most_per_check is not None and self.at_most_per_check < 1:
             raise ConfigError(
                 f"scheduler.scaling.at_most_per_check must be at least 1 (or null), got {self.at_most_per_check}."
+            )
+
+    def most(self, initial: int) -> int:
+        """Return the most instances that there can be at a time, of `initial` to begin with."""
+        return self.max_instances if self.enabled else initial
+
+    def check_initial(self, instances: int) -> None:
+        """Refuse a number of instances to begin with that lies outside the bounds (ConfigError)."""
+        if self.enabled and not self.min_instances <= instances <= self.max_instances:
+            raise ConfigError(
+                f"cluster.instances={instances} must lie between scheduler.scaling.min_instances="
+                f"{self.min_instances} and max_instances={self.max_instances}: it is the number to begin with."
             )
 
 

@@ -91,9 +91,10 @@ class Audit:
         self.started += 1
         self._migration_started(move)
 
-    def scaling_check(self) -> scaling.Decision | None:
+    def scaling_check(self, starting: int) -> scaling.Decision | None:
         loads = list(reversed(self._loads()))
-        decision = self._scaling_check()
+        assert starting == self._starting
+        decision = self._scaling_check(starting)
         assert decision == scaling.decide(loads, self._starting, self._spec.scaling, self._spec.freeness)
         match decision:
             case scaling.ScaleUp():

@@ -163,7 +163,7 @@ def instants(case: Case) -> list[tuple[int, int]]:
     dispatch, migration_round = scheduler.dispatch, scheduler.migration_round
     scheduler.dispatch = lambda priority: log.append((cluster.now_ps, _ARRIVAL)) or dispatch(priority)
     scaling_check = scheduler.scaling_check
-    scheduler.scaling_check = lambda: log.append((cluster.now_ps, _CHECK)) or scaling_check()
+    scheduler.scaling_check = lambda starting: log.append((cluster.now_ps, _CHECK)) or scaling_check(starting)
     scheduler.migration_round = lambda now: log.append((cluster.now_ps, _ROUND)) or migration_round(now)
     cluster.send = lambda action, delay_ps: send(lambda: log.append((cluster.now_ps, _MESSAGE)) or action(), delay_ps)
     cluster.run()

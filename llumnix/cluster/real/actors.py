@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +43,7 @@ from llumnix.cluster.real.spec import Limits
 from llumnix.engines.base import Engine, Parcel
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.scaling import Decision
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 
@@ -81,6 +82,8 @@ class LlumletActor:
         namespace: str,
         build: Callable[[int], Engine],
         limits: Limits,
+        record_steps: bool,
+        transports: Sequence[str],
         log_level: int,
     ) -> None:
         logging.basicConfig(level=log_level, format=f"%(asctime)s instance {instance_id} %(levelname)s %(message)s")
@@ -101,6 +104,8 @@ class LlumletActor:
         self._llumlet.push = lambda at_once: self._news.push(at_once=at_once)
         self._llumlet.landings = LandingServer(self._llumlet.land, host, silence_s=limits.migration_s).address
         self._llumlet.start()
+        if record_steps or transports:
+            self._llumlet.begin_run(record_steps=record_steps, transports=transports)
 
     @ray.method(concurrency_group="serve")
     def submit(self, submission: Submission) -> None:
@@ -129,6 +134,10 @@ class LlumletActor:
     @ray.method(concurrency_group="serve")
     def set_draining(self, draining: bool) -> None:
         self._llumlet.set_draining(draining)
+
+    @ray.method(concurrency_group="serve")
+    def is_empty(self) -> bool:
+        return self._llumlet.is_empty()
 
     @ray.method(concurrency_group="migrate")
     def migrate_out(self, destination: int, policy: MigrationPolicy) -> MoveOutcome:
@@ -185,6 +194,14 @@ class SchedulerActor:
     @ray.method(concurrency_group="ask")
     def instance_down(self, instance_id: int) -> None:
         self._control.instance_down(instance_id)
+
+    @ray.method(concurrency_group="ask")
+    def scaling_check(self, instance_ids: list[int]) -> Decision | None:
+        return self._control.scaling_check(instance_ids)
+
+    @ray.method(concurrency_group="ask")
+    def may_terminate(self, instance_id: int) -> bool:
+        return self._control.may_terminate(instance_id)
 
     @ray.method(concurrency_group="ask")
     def traffic(self) -> dict[str, int]:
@@ -269,6 +286,9 @@ class RayInstance:
     def set_draining(self, draining: bool) -> None:
         self._actor.ask("set_draining", self._limits.control_s, draining)
 
+    def is_empty(self) -> bool:
+        return bool(self._actor.ask("is_empty", self._limits.control_s))
+
     def begin_run(self, *, record_steps: bool, transports: Sequence[str]) -> None:
         """Forget all requests of the run before; what it has not read of the news is not this run's business."""
         self._hang_up()
@@ -339,6 +359,13 @@ class RayDispatcher:
     def instance_down(self, instance_id: int) -> None:
         self._actor.ask("instance_down", self._limits.control_s, instance_id)
 
+    def scaling_check(self, instance_ids: Collection[int]) -> Decision | None:
+        decision: Decision | None = self._actor.ask("scaling_check", self._limits.control_s, list(instance_ids))
+        return decision
+
+    def may_terminate(self, instance_id: int) -> bool:
+        return bool(self._actor.ask("may_terminate", self._limits.control_s, instance_id))
+
     def traffic(self) -> dict[str, int]:
         """Return the counts of control messages."""
         counts: dict[str, int] = self._actor.ask("traffic", self._limits.control_s)
@@ -394,26 +421,27 @@ def start_scheduler(
     return handle
 
 
-def start_instances(
-    instances: int,
+def start_instance(
+    instance_id: int,
     namespace: str,
     build: Callable[[int], Engine],
     limits: Limits,
     options: ActorOptions,
+    *,
+    record_steps: bool = False,
+    transports: Sequence[str] = (),
     log_level: int = logging.WARNING,
-) -> list[ActorHandle[Any]]:
-    """Start the instances; returns at once. The actors live as long as the handles."""
+) -> ActorHandle[Any]:
+    """Start an instance; returns at once. The actor lives as long as the handle."""
     actor: Any = _remote(concurrency_groups=GROUPS)(LlumletActor)
-    return [
-        actor.options(
-            name=instance_name(instance_id),
-            namespace=namespace,
-            num_cpus=options.num_cpus,
-            num_gpus=options.num_gpus,
-            max_restarts=options.max_restarts,
-        ).remote(instance_id, namespace, build, limits, log_level)
-        for instance_id in range(instances)
-    ]
+    handle: ActorHandle[Any] = actor.options(
+        name=instance_name(instance_id),
+        namespace=namespace,
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+        max_restarts=options.max_restarts,
+    ).remote(instance_id, namespace, build, limits, record_steps, transports, log_level)
+    return handle
 
 
 _remote: Any = ray.remote  # its types know no concurrency groups

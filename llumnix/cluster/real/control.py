@@ -11,11 +11,12 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import Pair
+from llumnix.policies.scaling import CancelDrain, Decision, ScaleDown
 from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.request import Priority
 from llumnix.scheduler import GlobalScheduler
@@ -88,10 +89,10 @@ class Control:
         """Take the load report of an instance; the first one makes it known."""
         with self._lock:
             self.reports += 1
-            new = load.instance_id not in self._last
+            before = self._last.get(load.instance_id)
             self._last[load.instance_id] = _Last(load, self._clock())
             self._last.move_to_end(load.instance_id)
-            if new:
+            if before is None or before.load.draining is not load.draining:
                 self._rebuild()
             elif self._scheduler is not None:
                 self._scheduler.touch(load.instance_id)
@@ -107,8 +108,8 @@ class Control:
         """Choose the instance for a new request; NoInstance if none has reported lately."""
         with self._lock:
             self._forget_silent()
-            if self._scheduler is None:
-                raise NoInstance("no instance has reported to the global scheduler")
+            if self._scheduler is None or all(last.load.draining for last in self._last.values()):
+                raise NoInstance("no instance that takes requests has reported to the global scheduler")
             chosen = self._scheduler.dispatch(priority)
             if self._counts_own:
                 last = self._last[chosen]
@@ -120,6 +121,31 @@ class Control:
         """Count the control messages so far: load reports, migration rounds, pairs started; and known instances."""
         counts = {"reports": self.reports, "rounds": self.rounds, "pairs": self.pairs_started}
         return counts | {"instances": len(self._last)}
+
+    # --- scaling
+
+    def scaling_check(self, instance_ids: Collection[int]) -> Decision | None:
+        """Decide about the number of instances: these are all that there are, of which those that have not reported
+        start, for the first time or again. Whoever asks carries it out; that it has been is known by reports.
+        """
+        with self._lock:
+            self._forget_silent()
+            if not self._last.keys() <= set(instance_ids):
+                self._last = OrderedDict((id_, last) for id_, last in self._last.items() if id_ in instance_ids)
+                self._rebuild()
+            if self._scheduler is None:
+                return None
+            decision = self._scheduler.scaling_check(len(instance_ids) - len(self._last))
+            if isinstance(decision, ScaleDown | CancelDrain):
+                last = self._last[decision.instance_id]
+                last.load = replace(last.load, draining=isinstance(decision, ScaleDown))
+                self._scheduler.touch(decision.instance_id)
+            return decision
+
+    def may_terminate(self, instance_id: int) -> bool:
+        """Tell whether an instance drains, as far as is known, and no migration goes from or to it."""
+        with self._lock:
+            return self._scheduler is not None and self._scheduler.may_terminate(instance_id)
 
     # --- migration rounds
 
@@ -173,8 +199,9 @@ class Control:
 
     def _rebuild(self) -> None:
         """Schedule over the instances known now; migrations under way keep both their sides busy."""
-        ids: Sequence[int] = sorted(self._last)
-        self._scheduler = GlobalScheduler(self._spec, ids, self, self._uniform) if ids else None
+        ids = sorted(self._last)
+        draining = [id_ for id_ in ids if self._last[id_].load.draining]
+        self._scheduler = GlobalScheduler(self._spec, ids, self, self._uniform, draining) if ids else None
         if self._scheduler is not None:
             for pair in self._moves:
                 self._scheduler.migration_started(pair)

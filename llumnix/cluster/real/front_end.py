@@ -153,11 +153,10 @@ class FrontEnd:
         self.duplicates = 0
         self.bypassed = 0
         self.polls = dict.fromkeys(self._instances, 0)
+        self.steps: dict[int, int] = {}  # of the present incarnations, as far as they have told
+        self._steps_before = 0  # of those that are gone
         self._senders = ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="sender")
-        self._listeners = [
-            threading.Thread(target=self._listen, args=(instance,), name=f"listener-{id_}", daemon=True)
-            for id_, instance in self._instances.items()
-        ]
+        self._listeners = [self._listener(instance) for instance in instances]
 
     def start(self) -> None:
         """Listen to all instances, and wait until each has answered once (NoAnswer after limits.start_s)."""
@@ -174,6 +173,45 @@ class FrontEnd:
         for thread in self._listeners:
             if thread.is_alive():
                 thread.join(self._limits.poll_s + self._limits.control_s)
+
+    def _listener(self, instance: Instance) -> threading.Thread:
+        name = f"listener-{instance.instance_id}"
+        return threading.Thread(target=self._listen, args=(instance,), name=name, daemon=True)
+
+    # --- for who starts and ends instances
+
+    def add(self, instance: Instance) -> None:
+        """Listen to one more instance, which may still be starting: it gets requests once it has answered."""
+        with self._lock:
+            self._down.add(instance.instance_id)
+            self.polls[instance.instance_id] = 0
+            self._instances = self._instances | {instance.instance_id: instance}  # others may be going through the old
+        self._listeners.append(self._listener(instance))
+        self._listeners[-1].start()
+
+    def remove(self, instance_id: int, reason: str | None = None) -> None:
+        """Listen to an instance no more: nothing is left there, or it is down, or (with a reason) it never came up."""
+        with self._lock:
+            self._instances = {id_: instance for id_, instance in self._instances.items() if id_ != instance_id}
+            was_up = self._incarnations.pop(instance_id, None) is not None
+            if was_up or reason is not None:
+                self.notices.append(Notice(time.time(), "instance_down", instance_id, None, reason))
+            self._down.discard(instance_id)
+            self.loads.pop(instance_id, None)
+            self._steps_before += self.steps.pop(instance_id, 0)
+
+    def is_up(self, instance_id: int) -> bool:
+        """Tell whether an instance has answered and is not known to have gone since."""
+        return instance_id in self._incarnations
+
+    def steps_completed(self) -> int:
+        """Return the number of steps of all instances so far, as far as they have told."""
+        with self._lock:
+            return self._steps_before + sum(self.steps.values())
+
+    def note(self, kind: str, instance_id: int, detail: str | None = None, time_s: float | None = None) -> None:
+        """Add an event, of now unless its time is given."""
+        self.notices.append(Notice(time.time() if time_s is None else time_s, kind, instance_id, None, detail))
 
     # --- for clients
 
@@ -196,7 +234,8 @@ class FrontEnd:
                 return
             self._end(stream, StreamEnd("abort"))
         for instance in self._instances.values():
-            self._later(self._tell_abort, instance, [request_id])
+            if self.is_up(instance.instance_id):
+                self._later(self._tell_abort, instance, [request_id])
 
     def live(self) -> int:
         """Return the number of requests that have not ended."""
@@ -215,7 +254,8 @@ class FrontEnd:
             if time.monotonic() - started_s > self._limits.start_s:
                 return self._fail(stream, "no instance took the request")
             instance_id = self._choose(life)
-            if instance_id is None:
+            instance = None if instance_id is None else self._instances.get(instance_id)
+            if instance is None or instance_id is None:
                 self._closed.wait(0.05)
                 continue
             with self._lock:
@@ -224,7 +264,7 @@ class FrontEnd:
                 life.instance_last, life.hops = instance_id, 0
                 incarnation = self._incarnations.get(instance_id)
             try:
-                self._instances[instance_id].submit(submission)
+                instance.submit(submission)
             except Draining:
                 self._closed.wait(0.05)  # the global scheduler hears of it, too
                 continue
@@ -234,7 +274,7 @@ class FrontEnd:
                     if life.delivery.attempt == submission.attempt:
                         life.delivery.replay(next(self._attempts))
                         submission = self._submission(life)
-                self._lost(self._instances[instance_id], str(error))
+                self._lost(instance, str(error))
                 continue
             except NoAnswer:
                 # It may have taken it: only its death, or its word, makes another attempt safe.
@@ -264,7 +304,7 @@ class FrontEnd:
         if time.monotonic() >= self._ask_again_s:
             try:
                 chosen = self._dispatcher.dispatch(life.request.priority)
-                if chosen not in self._down:
+                if self.is_up(chosen):
                     return chosen
             except LinkError as error:
                 self._ask_again_s = time.monotonic() + self._bypass_s
@@ -286,9 +326,9 @@ class FrontEnd:
     # --- listening
 
     def _listen(self, instance: Instance) -> None:
-        """Poll one instance for as long as the front end is open."""
+        """Poll one instance for as long as the front end is open and the instance is one of its own."""
         last = 0
-        while not self._closed.is_set():
+        while not self._closed.is_set() and self._is_ours(instance):
             try:
                 up = instance.instance_id not in self._down
                 limit_s = self._limits.poll_s + self._limits.control_s if up else self._limits.start_s
@@ -315,12 +355,19 @@ class FrontEnd:
                 self._lost(instance, "it was restarted")
                 self._up(instance, news)
             last = news.last
-            if news.load is not None:
-                self.loads[instance.instance_id] = news.load
+            with self._lock:
+                if not self._is_ours(instance):
+                    return
+                self.steps[instance.instance_id] = news.steps
+                if news.load is not None:
+                    self.loads[instance.instance_id] = news.load
             try:
                 self._take(instance, news)
             except Exception:
                 log.exception("what instance %d said could not be handled", instance.instance_id)
+
+    def _is_ours(self, instance: Instance) -> bool:
+        return self._instances.get(instance.instance_id) is instance
 
     def _take(self, instance: Instance, news: News) -> None:
         strangers = []
@@ -424,7 +471,9 @@ class FrontEnd:
     # --- faults
 
     def _up(self, instance: Instance, news: News) -> None:
-        with self._news:
+        with self._news, self._lock:
+            if not self._is_ours(instance):
+                return
             self._incarnations[instance.instance_id] = news.incarnation
             self._down.discard(instance.instance_id)
             self.notices.append(Notice(time.time(), "instance_up", instance.instance_id))
@@ -432,6 +481,8 @@ class FrontEnd:
 
     def _put_down(self, instance: Instance, reason: str) -> None:
         """An instance that hangs is ended for good, so that it cannot come back with what others now do."""
+        if not self._is_ours(instance):
+            return
         log.warning("instance %d hangs (%s): it is restarted", instance.instance_id, reason)
         try:
             instance.kill()
@@ -452,6 +503,7 @@ class FrontEnd:
                 return  # known, or never up
             self._given_up[instance_id] = incarnation
             self._down.add(instance_id)
+            self._steps_before += self.steps.pop(instance_id, 0)
             self.notices.append(Notice(time.time(), "instance_down", instance_id, None, reason))
             there = [s for s in self._streams.values() if instance_id in s.life.visited]
         log.warning("instance %d is gone (%s): %d requests have been there", instance_id, reason, len(there))

@@ -117,6 +117,8 @@ class Llumlet:
         self._draining = False
         self._moving = threading.Lock()
         self._steps: list[Step] | None = None
+        self._steps_done = 0
+        self._heard = False
         self._last_report_s = 0.0
         self._last_load: InstanceLoad | None = None
         self.carriers = engine.carriers
@@ -143,6 +145,7 @@ class Llumlet:
             self._draining = False
             self._steps = [] if record_steps else None
             self.carriers = tuple(name for name in engine.carriers if not transports or name in transports)
+            self._steps_done = 0
             self._send_report()
 
         self.thread.call(begin, self.limits.start_s)
@@ -179,9 +182,10 @@ class Llumlet:
 
     def news(self, arrived: int, sent: int, wait_s: float = 0.0) -> News:
         """Forget what came up to item number `arrived`, and return what came after `sent`."""
+        self._heard = True
         self.outbox.drop(arrived)
         last, items = self.outbox.after(sent, wait_s)
-        return News(self.incarnation, last, items, self.thread.stuck_s(), self._last_load)
+        return News(self.incarnation, last, items, self.thread.stuck_s(), self._last_load, self._steps_done)
 
     def steps(self) -> list[Step]:
         """Return the steps so far, if they are recorded."""
@@ -191,12 +195,24 @@ class Llumlet:
         """Take no request, not even one that is on its way, and give away what is here; or stop doing so."""
 
         def set_draining(engine: Engine) -> None:
+            if self._draining is draining:
+                return
             self._draining = draining
             for request_id in list(self._state.coming) if draining else ():
                 self._drop_coming(engine, request_id)
             self._send_report()
 
         self.thread.call(set_draining, self.limits.control_s)
+
+    def is_empty(self) -> bool:
+        """Tell whether a draining instance has nothing left, not even to tell. It stays so, since it takes nothing."""
+
+        def is_empty(engine: Engine) -> bool:
+            del engine
+            left = self._state.here or self._state.coming or self._moving.locked() or self.outbox.unheard()
+            return self._draining and not left
+
+        return self.thread.call(is_empty, self.limits.control_s)
 
     # --- for the global scheduler
 
@@ -384,6 +400,7 @@ class Llumlet:
     def _after_step(self, result: StepResult, step_s: float) -> None:
         items: list[Item] = []
         now_s = time.time()
+        self._steps_done += bool(result.scheduled)
         if self._steps is not None and result.scheduled:
             self._steps.append(Step(now_s, step_s, len(result.scheduled), sum(result.scheduled.values())))
         for request_id in result.preempted:
@@ -427,9 +444,12 @@ class Llumlet:
         self._report_if_due()
 
     def _report_if_due(self) -> None:
-        """Send a report when the load has changed, at most every report period; the same one again as a heartbeat."""
+        """Send a report when the load has changed, at most every report period; the same one again as a heartbeat.
+
+        None while nobody listens: what came here would be lost from sight.
+        """
         now_s = time.monotonic()
-        if now_s - self._last_report_s < self._report_period_s:
+        if not self._heard or now_s - self._last_report_s < self._report_period_s:
             return
         self._drop_forsaken(now_s)
         load = self._engine.load(self.instance_id, draining=self._draining)

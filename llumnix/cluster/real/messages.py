@@ -114,7 +114,8 @@ class News:
     """Answer to a poll: everything after the number asked for.
 
     `stuck_s`: how long what the engine does, a step or an answer, has been going on. `load` is the last report of the
-    instance. A new `incarnation` means that the process was restarted and remembers nothing.
+    instance, `steps` the number of its steps in this run. A new `incarnation` means that the process was restarted and
+    remembers nothing.
     """
 
     incarnation: str
@@ -122,6 +123,7 @@ class News:
     items: list[Item] = field(default_factory=list)
     stuck_s: float = 0.0
     load: InstanceLoad | None = None
+    steps: int = 0
 
 
 class Step(NamedTuple):

@@ -165,12 +165,13 @@ class NewsClient:
 def encode(news: News) -> bytes:
     """Pickle news, chunks as bare tuples: a name for each of them would cost as much as all the rest."""
     items = [tuple(item) if type(item) is Chunk else item for item in news.items]
-    return pickle.dumps((news.incarnation, news.last, items, news.stuck_s, news.load), pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps(
+        (news.incarnation, news.last, items, news.stuck_s, news.load, news.steps), pickle.HIGHEST_PROTOCOL
+    )
 
 
 def decode(content: bytes) -> News:
     """Read what `encode` has written."""
-    incarnation, last, items, stuck_s, load = pickle.loads(content)
-    return News(
-        incarnation, last, [Chunk._make(item) if type(item) is tuple else item for item in items], stuck_s, load
-    )
+    incarnation, last, items, stuck_s, load, steps = pickle.loads(content)
+    items = [Chunk._make(item) if type(item) is tuple else item for item in items]
+    return News(incarnation, last, items, stuck_s, load, steps)

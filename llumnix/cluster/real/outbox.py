@@ -38,6 +38,10 @@ class Outbox:
                 self._items.popleft()
                 self._first += 1
 
+    def unheard(self) -> bool:
+        """Tell whether there are items that have not arrived, as far as is known."""
+        return bool(self._items)
+
     def after(self, number: int, wait_s: float = 0.0) -> tuple[int, list[Item]]:
         """Return the number of the last item and all items after `number`; waits for one if there is none yet."""
         with self._ready:

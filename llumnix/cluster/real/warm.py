@@ -23,6 +23,7 @@ class Engines:
     """All that makes engines other engines."""
 
     instances: int
+    max_instances: int
     options: VllmOptions
     environment: dict[str, str]
     limits: Limits
@@ -33,7 +34,9 @@ class Engines:
     def start(self) -> RayCluster:
         """Start them, and wait until they are up."""
         build = partial(build_engine, self.options, self.environment)
-        return RayCluster(self.instances, build, self.limits, self.actors, self.on_loss, self.address)
+        return RayCluster(
+            self.instances, build, self.limits, self.actors, self.on_loss, self.address, self.max_instances
+        )
 
 
 class WarmEngines:
@@ -47,7 +50,10 @@ class WarmEngines:
     def serving(
         self, engines: Engines, scheduler: Scheduler, *, record_steps: bool, transports: Sequence[str]
     ) -> Iterator[RayCluster]:
-        """Give a cluster for one run: on the engines of the run before if they are the same, else on new ones."""
+        """Give a cluster for one run: on the engines of the run before if they are the same, else on new ones.
+
+        After a run that scales there are other instances than a run begins with: its engines are not kept.
+        """
         if self._cluster is None or self._engines != engines:
             self.close()
             self._engines, self._cluster = engines, engines.start()
@@ -55,6 +61,8 @@ class WarmEngines:
             self._cluster.begin_run(scheduler, record_steps=record_steps, transports=transports)
             yield self._cluster
             self._cluster.end_run()
+            if scheduler.scaling.enabled:
+                self.close()
         except BaseException:
             self.close()
             raise

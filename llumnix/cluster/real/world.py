@@ -12,10 +12,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RaySystemError
+from ray.exceptions import ActorUnavailableError, RayActorError, RaySystemError
 
-from llumnix.cluster.real.actors import ActorOptions, RayDispatcher, RayInstance, start_instances, start_scheduler
+from llumnix.cluster.real.actors import ActorOptions, RayDispatcher, RayInstance, start_instance, start_scheduler
+from llumnix.cluster.real.fleet import Fleet
 from llumnix.cluster.real.front_end import FrontEnd
+from llumnix.cluster.real.messages import LinkError, Step
 from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import Engine
 from llumnix.errors import LlumnixError
@@ -29,9 +31,10 @@ class ClusterError(LlumnixError):
 
 
 class RayCluster:
-    """Instances that are up, and for each run a global scheduler and a front end of its own.
+    """Instances, and for each run a global scheduler, a front end and, where it scales, a fleet of its own.
 
-    `front_end` takes requests; `instances` and `dispatcher` are for those who look closer.
+    `front_end` takes requests. `instances` and `dispatcher` are for those who look closer; `instances` are all that
+    there have been, by id. A run that has scaled is the last one.
     """
 
     def __init__(
@@ -42,22 +45,34 @@ class RayCluster:
         options: ActorOptions,
         on_loss: OnLoss,
         address: str | None,
+        max_instances: int | None = None,
     ) -> None:
         """Start the engines, here or in the Ray cluster at `address`, and wait until they are up.
 
-        ClusterError if one does not start: with what it said last, since its log is in another process.
+        There has to be place for `max_instances`, if there can be more later. ClusterError if one does not start: with
+        what it said last, since its log is in another process.
         """
         self.namespace = f"llumnix-{uuid.uuid4().hex[:8]}"
-        self.instances = [RayInstance(instance_id, self.namespace, limits) for instance_id in range(instances)]
+        self.instances: list[RayInstance] = []
+        self.fleet: Fleet | None = None
+        self._build = build
         self._limits = limits
+        self._options = options
         self._on_loss = on_loss
+        self._record_steps = False
+        self._transports: Sequence[str] = ()
+        self._steps: dict[int, list[Step]] = {}  # of instances that have been ended
+        self._actors: dict[int, ActorHandle[Any]] = {}
+        self._ready: dict[int, Any] = {}  # answers of those that start
         self._scheduler: ActorHandle[Any] | None = None
-        _connect(address, self.namespace, instances, options)
+        most = max_instances or instances
+        _connect(address, self.namespace, most, options)
         try:
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            _check_gpus(instances, options, resources.get("GPU", 0.0))
-            self._actors = start_instances(instances, self.namespace, build, limits, options)
-            self._wait_for(self._actors)
+            _check_gpus(most, options, resources.get("GPU", 0.0))
+            for instance_id in range(instances):
+                self.start_instance(instance_id)
+            self._wait_for(list(self._actors.values()))
         except BaseException:
             ray.shutdown()
             raise
@@ -65,21 +80,33 @@ class RayCluster:
     def begin_run(self, scheduler: Scheduler, *, record_steps: bool = False, transports: Sequence[str] = ()) -> None:
         """Serve under this scheduler from now on; nothing is left of the run before. No `transports` means any."""
         self.end_run()
+        self._record_steps, self._transports = record_steps, transports
         for instance in self.instances:
             instance.begin_run(record_steps=record_steps, transports=transports)
-        self._scheduler = start_scheduler(self.namespace, scheduler, self._limits, len(self.instances))
+        scaling = scheduler.scaling
+        most = scaling.most(len(self.instances))
+        self._scheduler = start_scheduler(self.namespace, scheduler, self._limits, most)
         self._wait_for([self._scheduler])
         self.dispatcher = RayDispatcher(self.namespace, self._limits)
         self.front_end = FrontEnd(self.instances, self.dispatcher, limits=self._limits, on_loss=self._on_loss)
         self.front_end.start()
         self._wait_for_reports()
+        if scaling.enabled:
+            start_limit_s = self._limits.start_s
+            self.fleet = Fleet(
+                self.front_end, self.dispatcher, self, scaling, self.instances, start_limit_s=start_limit_s
+            )
 
     def drain(self, instance_id: int, limit_s: float) -> bool:
         """Let an instance take nothing and give its requests away; True once it is empty, False if not by `limit_s`.
 
         Where the scheduler does not migrate, it is empty when its requests have ended. It stays so until resume(),
-        or until it is restarted.
+        or until it is restarted. ClusterError in a run that scales: there the global scheduler decides who drains.
         """
+        if self.fleet is not None:
+            raise ClusterError(
+                "With scheduler.scaling.enabled=true instances are drained by the global scheduler alone."
+            )
         self.instances[instance_id].set_draining(True)
         end_s = time.monotonic() + limit_s
         while time.monotonic() < end_s:
@@ -93,8 +120,14 @@ class RayCluster:
         """Let an instance that has been drained take requests again."""
         self.instances[instance_id].set_draining(False)
 
+    def steps(self) -> dict[int, list[Step]]:
+        """Return the steps of this run by instance, if they are recorded; of those that died only since they did."""
+        return self._steps | {instance_id: self.instances[instance_id].steps() for instance_id in self._actors}
+
     def end_run(self) -> None:
         """Stop the scheduler and the front end; the engines stay up."""
+        if self.fleet is not None:
+            self.fleet.close()
         if self._scheduler is not None:
             self.front_end.close()
             ray.kill(self._scheduler, no_restart=True)
@@ -104,10 +137,50 @@ class RayCluster:
         """Stop everything, and leave the Ray cluster or end the one that was started here."""
         try:
             self.end_run()
-            for actor in self._actors:
+            for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
         finally:
             ray.shutdown()
+
+    # --- for the fleet (Host)
+
+    def start_instance(self, instance_id: int) -> RayInstance:
+        """Start the actor of an instance and return at once."""
+        actor = start_instance(
+            instance_id,
+            self.namespace,
+            self._build,
+            self._limits,
+            self._options,
+            record_steps=self._record_steps,
+            transports=self._transports,
+        )
+        self._actors[instance_id], self._ready[instance_id] = actor, actor.pid.remote()
+        self.instances.append(RayInstance(instance_id, self.namespace, self._limits))
+        return self.instances[-1]
+
+    def end_instance(self, instance_id: int) -> None:
+        """End the actor of an instance; its GPUs are free for others."""
+        if self._record_steps:
+            with contextlib.suppress(LinkError):
+                self._steps[instance_id] = self.instances[instance_id].steps()
+        ray.kill(self._actors.pop(instance_id), no_restart=True)
+
+    def start_failure(self, instance_id: int) -> str | None:
+        """Say why the actor of an instance cannot start: Ray restarts one whose process dies, not one that raises."""
+        ready = self._ready.get(instance_id)
+        if ready is None or not ray.wait([ready], timeout=0)[0]:
+            return None
+        del self._ready[instance_id]
+        try:
+            ray.get(ready)
+        except ActorUnavailableError:  # it died and is being restarted
+            self._ready[instance_id] = self._actors[instance_id].pid.remote()
+        except RayActorError as error:
+            return _last_line(error)
+        return None
+
+    # --- inside
 
     def _wait_for_reports(self) -> None:
         """Wait until the scheduler knows all instances; what comes before would be dispatched without it."""
@@ -141,7 +214,7 @@ def running(
     address: str | None = None,
 ) -> Iterator[RayCluster]:
     """Start a cluster for one run and stop it when the block ends."""
-    cluster = RayCluster(instances, build, limits, options, on_loss, address)
+    cluster = RayCluster(instances, build, limits, options, on_loss, address, scheduler.scaling.most(instances))
     try:
         cluster.begin_run(scheduler)
         yield cluster

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fake_engine import FakeEngine, expected_tokens
 
 from llumnix.cluster.real.control import Control, NoInstance
+from llumnix.cluster.real.fleet import Fleet
 from llumnix.cluster.real.front_end import FrontEnd, Stream
 from llumnix.cluster.real.llumlet import Llumlet
 from llumnix.cluster.real.messages import InstanceLost, LinkError, MoveOutcome, NoAnswer
@@ -18,6 +19,7 @@ from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.engines.base import EngineRequest
 from llumnix.load import InstanceLoad
 from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.scaling import Decision, ScalingPolicy
 from llumnix.policies.spec import Scheduler
 from llumnix.request import Priority
 
@@ -31,17 +33,24 @@ class Link:
     `cut` is what the front end alone sees of every message, and `unkillable` keeps its kill from arriving as well.
     """
 
-    def __init__(self, cluster: LocalCluster, instance_id: int) -> None:
+    def __init__(self, cluster: LocalCluster, instance_id: int, *, up: bool = True) -> None:
         self.cluster = cluster
         self.instance_id = instance_id
         self.before: Callable[[str], None] = lambda name: None
         self.after: Callable[[str], None] = lambda name: None
         self.cut: type[LinkError] | None = None
         self.unkillable = False
-        self.dead = False
+        self.dead = not up
+        self.ended = False
         self.kills = 0
         self.calls: list[str] = []
         self.llumlet = self._start()
+        self.llumlet.thread._stopping = self.dead
+
+    def end(self) -> None:
+        """As kill -9, and nobody restarts it."""
+        self.ended = True
+        self.kill()
 
     def kill(self) -> None:
         """As kill -9: nothing of it is left; restart() brings an empty one, by itself if the cluster restarts."""
@@ -50,10 +59,12 @@ class Link:
         self.dead = True
         self.kills += 1
         self.llumlet.thread._stopping = True
-        if self.cluster.restart_s is not None:
+        if self.cluster.restart_s is not None and not self.ended:
             threading.Timer(self.cluster.restart_s, self.restart).start()
 
     def restart(self) -> None:
+        if self.ended:
+            return
         self.llumlet = self._start()
         self.dead = False
 
@@ -79,7 +90,7 @@ class Link:
         llumlet = Llumlet(
             self.instance_id,
             cluster.build(self.instance_id),
-            report=cluster.report,
+            report=lambda load: None if self.dead else cluster.report(load),
             peer=lambda other: _Outgoing(self, cluster.links[other]),
             limits=cluster.limits,
             report_period_s=0.002,
@@ -148,7 +159,8 @@ class _FrontEndLink:
 class LocalCluster:
     """`instances` fake engines, a global scheduler in its own thread if migration is on, and a front end.
 
-    A killed instance comes back after `restart_s`, if that is given. `pinned`, if set, is where new requests start.
+    With `scaling` instances come and go, each of them up `startup_s` after it was started. A killed instance comes
+    back after `restart_s`, if that is given. `pinned`, if set, is where new requests start.
     """
 
     def __init__(
@@ -160,15 +172,19 @@ class LocalCluster:
         on_loss: OnLoss = OnLoss.replay,
         limits: Limits = LIMITS,
         restart_s: float | None = None,
+        scaling: ScalingPolicy | None = None,
+        startup_s: float = 0.0,
     ) -> None:
         self.build = build
         self.restart_s = restart_s
         self.pinned: int | None = None
         self.limits = limits
-        self.spec = Scheduler(migration=migration or MigrationPolicy())
+        self.startup_s = startup_s
+        self.start_failures: dict[int, str] = {}
+        self.spec = Scheduler(migration=migration or MigrationPolicy(), scaling=scaling or ScalingPolicy())
         self.outcomes: list[MoveOutcome] = []
         self.scheduler_dead = False
-        self._movers = ThreadPoolExecutor(instances)
+        self._movers = ThreadPoolExecutor(self.spec.scaling.most(instances))
         self.control = self._new_control()
         self.links: list[Link] = []
         for instance_id in range(instances):
@@ -176,8 +192,12 @@ class LocalCluster:
         ends = [_FrontEndLink(link) for link in self.links]
         self.front_end = FrontEnd(ends, self, limits=limits, on_loss=on_loss, bypass_s=0.05)
         self.front_end.start()
+        self.fleet = Fleet(self.front_end, self, self, self.spec.scaling, ends, start_limit_s=limits.start_s)
+        if self.spec.scaling.enabled:
+            self.fleet.begin(time.time())
 
     def close(self) -> None:
+        self.fleet.close()
         self.control.stop()
         self.front_end.close()
         for link in self.links:
@@ -205,13 +225,11 @@ class LocalCluster:
         self.scheduler_dead = False
 
     def report(self, load: InstanceLoad) -> None:
-        if self.scheduler_dead:
-            raise InstanceLost("the scheduler is dead")
+        self._if_scheduler_lives()
         self.control.report(load)
 
     def dispatch(self, priority: Priority) -> int:
-        if self.scheduler_dead:
-            raise InstanceLost("the scheduler is dead")
+        self._if_scheduler_lives()
         if self.pinned is not None:
             return self.pinned
         try:
@@ -220,7 +238,22 @@ class LocalCluster:
             raise NoAnswer(str(error)) from None
 
     def instance_down(self, instance_id: int) -> None:
+        self._if_scheduler_lives()
         self.control.instance_down(instance_id)
+
+    def scaling_check(self, instance_ids: Collection[int]) -> Decision | None:
+        self._if_scheduler_lives()
+        decision = self.control.scaling_check(instance_ids)
+        self._if_scheduler_lives()  # else its answer is lost
+        return decision
+
+    def may_terminate(self, instance_id: int) -> bool:
+        self._if_scheduler_lives()
+        return self.control.may_terminate(instance_id)
+
+    def _if_scheduler_lives(self) -> None:
+        if self.scheduler_dead:
+            raise InstanceLost("the scheduler is dead")
 
     def _start_migration(self, pair: Pair, ended: Callable[[bool], None]) -> None:
         def carry_out() -> None:
@@ -234,6 +267,22 @@ class LocalCluster:
                 ended(outcome.moved)
 
         self._movers.submit(carry_out)
+
+    # --- where instances run (Host)
+
+    def start_instance(self, instance_id: int) -> _FrontEndLink:
+        link = Link(self, instance_id, up=False)
+        assert instance_id == len(self.links), "ids are given once"
+        self.links.append(link)
+        if instance_id not in self.start_failures:
+            threading.Timer(self.startup_s, link.restart).start()
+        return _FrontEndLink(link)
+
+    def end_instance(self, instance_id: int) -> None:
+        self.links[instance_id].end()
+
+    def start_failure(self, instance_id: int) -> str | None:
+        return self.start_failures.get(instance_id)
 
     # --- what tests do with it
 

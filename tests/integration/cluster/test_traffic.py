@@ -40,6 +40,7 @@ def test_an_instance_reports_at_most_once_per_period() -> None:
     for number in range(4):
         llumlet._add(engine, Submission(EngineRequest(f"r{number}", (1, 2, 3), {"max_tokens": 1500})))
     started_s = time.monotonic()
+    llumlet.news(0, 0)  # somebody listens
     llumlet.start()
     time.sleep(0.6)
     llumlet.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from llumnix.cluster.real.control import Control, NoInstance
 from llumnix.load import InstanceLoad
 from llumnix.policies.dispatch import DispatchRule
 from llumnix.policies.migration import MigrationPolicy, Pair
+from llumnix.policies.scaling import ScaleDown, ScaleUp, ScalingPolicy
 from llumnix.policies.spec import LoadReports, Scheduler
 from llumnix.request import Priority
 
@@ -110,3 +112,59 @@ def test_a_persistent_pair_goes_on_only_if_something_moved(moved: bool, starts: 
     world.control.round()
     world.started[0][1](moved)
     assert len(world.started) == starts
+
+
+# --- scaling
+
+
+def scaled(**policy: object) -> Control:
+    scaling = ScalingPolicy(enabled=True, **policy)  # type: ignore[arg-type]
+    return Control(Scheduler(scaling=scaling), lambda pair, ended: None, clock=lambda: 0.0)
+
+
+def test_instances_that_have_not_reported_count_as_starting() -> None:
+    control = scaled(low_blocks=10, max_instances=8)
+    assert control.scaling_check([0, 1]) is None  # nobody has: a scheduler that has just been restarted
+    control.report(load(0, 10))
+    assert control.scaling_check([0, 1, 2]) is None  # two empty ones are to come
+    assert control.scaling_check([0]) == ScaleUp(1, 5.0)
+    assert control.scaling_check([0]) == ScaleUp(1, 5.0), "what was decided and not done is decided again"
+
+
+def test_a_drain_is_known_by_reports_alone_once_they_have_come() -> None:
+    control = scaled(low_blocks=0, width_blocks=0)
+    for instance_id in (0, 1):
+        control.report(load(instance_id, 90, running=1 + instance_id))
+    assert control.scaling_check([0, 1]) == ScaleDown(0, (180 - 100) / 3)
+    assert control.dispatch(Priority.HIGH) == control.dispatch(Priority.NORMAL) == 1
+    assert control.may_terminate(0)
+    control.report(load(0, 90, running=1))  # it was not told
+    assert not control.may_terminate(0)
+    assert control.dispatch(Priority.NORMAL) == 0
+    control.report(replace(load(0, 90, running=1), draining=True))
+    assert control.may_terminate(0)
+    again = scaled()
+    for report in (replace(load(0, 90, running=1), draining=True), load(1, 20)):
+        again.report(report)
+    assert again.may_terminate(0)
+    assert not again.may_terminate(1)
+    assert again.dispatch(Priority.NORMAL) == 1
+
+
+@pytest.mark.parametrize("rule", DispatchRule)
+def test_nothing_is_dispatched_where_all_that_are_known_drain(rule: DispatchRule) -> None:
+    control = Control(Scheduler(dispatch=rule), lambda pair, ended: None)
+    control.report(replace(load(0, 90), draining=True))
+    with pytest.raises(NoInstance):
+        control.dispatch(Priority.NORMAL)
+
+
+def test_an_instance_that_was_ended_is_forgotten_whatever_it_still_said() -> None:
+    control = scaled(low_blocks=-1e6, width_blocks=1e9)
+    for instance_id in (0, 1):
+        control.report(load(instance_id, 50))
+    control.instance_down(1)
+    control.report(load(1, 90))  # was under way
+    assert control.dispatch(Priority.NORMAL) == 1
+    control.scaling_check([0])
+    assert control.dispatch(Priority.NORMAL) == 0

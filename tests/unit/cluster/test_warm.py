@@ -12,10 +12,12 @@ from llumnix.cluster.real.actors import ActorOptions
 from llumnix.cluster.real.spec import Limits, OnLoss
 from llumnix.cluster.real.warm import Engines, WarmEngines
 from llumnix.engines.vllm.options import VllmOptions
+from llumnix.policies.scaling import ScalingPolicy
 from llumnix.policies.spec import Scheduler
 
 ASKED = Engines(
     instances=2,
+    max_instances=2,
     options=VllmOptions(model="m"),
     environment={},
     limits=Limits(),
@@ -81,3 +83,13 @@ def test_engines_of_a_run_that_broke_are_not_used_again(said: list[str]) -> None
         serve(warm, "a", fails=True)
     serve(warm, "b")
     assert said == ["start", "begin a False", "close", "start", "begin b False", "end"]
+
+
+def test_engines_of_a_run_that_scales_are_not_kept(said: list[str]) -> None:
+    warm = WarmEngines()
+    with warm.serving(
+        ASKED, Scheduler(name="a", scaling=ScalingPolicy(enabled=True)), record_steps=False, transports=["inline"]
+    ):
+        pass
+    serve(warm, "b")
+    assert said == ["start", "begin a False", "end", "close", "start", "begin b False", "end"]

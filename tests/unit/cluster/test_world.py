@@ -27,16 +27,16 @@ def test_enough_gpus_and_none_at_all_are_fine() -> None:
     _check_gpus(3, ActorOptions(num_cpus=1, num_gpus=0), 0.0)
 
 
-def test_scaling_real_instances_is_refused_in_one_sentence() -> None:
+def test_a_number_to_begin_with_outside_the_bounds_of_scaling_is_refused_in_one_sentence() -> None:
     nothing = np.array([])
     workload = Workload(nothing, nothing, nothing, nothing, label="none")
     scheduler = Scheduler(scaling=ScalingPolicy(enabled=True))
     with pytest.raises(
-        ConfigError, match=r"scaling\.enabled=true works with simulated instances only: type engine=sim"
+        ConfigError, match=r"cluster\.instances=17 must lie between .*min_instances=1 and max_instances=16"
     ):
         serve(
             workload,
-            ClusterSpec(),
+            ClusterSpec(instances=17),
             RealEngine(),
             Model(kv_bytes_per_token=1),
             Gpu(),

@@ -302,11 +302,11 @@ def scaled(
 def test_instances_that_were_asked_for_are_not_asked_for_again() -> None:
     reports = Growing(2, 4)
     grown = scaled(reports)
-    assert grown.scaling_check() == ScaleUp(1, 3.0)  # 6 blocks for 2 requests; one empty instance brings 100 more
-    assert grown.scaling_check() is None
+    assert grown.scaling_check(0) == ScaleUp(1, 3.0)  # 6 blocks for 2 requests; one empty instance brings 100 more
+    assert grown.scaling_check(1) is None
     reports.join(5)
     grown.instance_up(2)
-    assert grown.scaling_check() == ScaleUp(1, 11 / 3)
+    assert grown.scaling_check(0) == ScaleUp(1, 11 / 3)
 
 
 def test_a_new_instance_takes_requests_and_a_gone_one_does_not() -> None:
@@ -318,7 +318,7 @@ def test_a_new_instance_takes_requests_and_a_gone_one_does_not() -> None:
     assert [ranked.dispatch(p) for p in Priority] == [2, 2]
     ranked = scaled(Growing(90, 80, 95), low=5)
     assert ranked.dispatch(Priority.NORMAL) == 2
-    assert ranked.scaling_check() == ScaleDown(2, (265 - 100) / 3)
+    assert ranked.scaling_check(0) == ScaleDown(2, (265 - 100) / 3)
     ranked.touch(2)
     ranked.instance_down(2)
     assert ranked.dispatch(Priority.NORMAL) == 0
@@ -328,7 +328,7 @@ def test_a_draining_instance_takes_nothing_and_gives_first() -> None:
     reports = Growing(90, 80, 95)
     drained = scaled(reports)
     assert drained.migration_round(0) == []
-    [victim] = [drained.scaling_check().instance_id]
+    [victim] = [drained.scaling_check(0).instance_id]
     reports.drain(victim)
     drained.touch(victim)
     assert drained.dispatch(Priority.NORMAL) == drained.dispatch(Priority.HIGH) == 0
@@ -338,7 +338,7 @@ def test_a_draining_instance_takes_nothing_and_gives_first() -> None:
 def test_round_robin_skips_what_drains() -> None:
     reports = Growing(90, 80, 95)
     turns = scaled(reports, rule=DispatchRule.round_robin)
-    assert turns.scaling_check() == ScaleDown(2, (265 - 100) / 3)
+    assert turns.scaling_check(0) == ScaleDown(2, (265 - 100) / 3)
     assert [turns.dispatch(Priority.NORMAL) for _ in range(4)] == [0, 1, 0, 1]
     reports.drain(2)
     turns.instance_down(2)
@@ -347,11 +347,21 @@ def test_round_robin_skips_what_drains() -> None:
     assert sorted(turns.dispatch(Priority.NORMAL) for _ in range(3)) == [0, 1, 3]
 
 
+def test_instances_that_drain_when_the_scheduler_begins_take_nothing_and_may_end() -> None:
+    for rule in (DispatchRule.round_robin, DispatchRule.first, DispatchRule.power_of_two, DispatchRule.freest):
+        reports = Growing(90, 80, 95)
+        reports.drain(0)
+        again = GlobalScheduler(Scheduler(dispatch=rule), range(3), reports, lambda: 0.0, draining=[0])
+        assert 0 not in [again.dispatch(Priority.NORMAL) for _ in range(6)]
+        assert again.may_terminate(0)
+        assert not again.may_terminate(1)
+
+
 def test_a_drain_ends_only_between_migrations_and_not_once_it_is_cancelled() -> None:
     reports = Growing(90, 80, 95)
     drained = scaled(reports)
     assert not drained.may_terminate(2)
-    drained.scaling_check()
+    drained.scaling_check(0)
     reports.drain(2)
     assert drained.may_terminate(2)
     drained.migration_started(Pair(2, 0))
@@ -360,7 +370,7 @@ def test_a_drain_ends_only_between_migrations_and_not_once_it_is_cancelled() -> 
     assert drained.may_terminate(2)
     for instance_id in range(3):
         reports.free(instance_id, 4)
-    assert drained.scaling_check() == CancelDrain(2, 4.0)
+    assert drained.scaling_check(0) == CancelDrain(2, 4.0)
     assert not drained.may_terminate(2)
 
 
@@ -369,5 +379,5 @@ def test_a_persistent_pair_does_not_go_on_into_an_instance_that_drains() -> None
     parted = scaled(reports, persistent=True, low=-100)
     [move] = parted.migration_round(0)
     parted.migration_started(move)
-    assert parted.scaling_check() == ScaleDown(1, 0.0)
+    assert parted.scaling_check(0) == ScaleDown(1, 0.0)
     assert not parted.migration_ended(move)
