@@ -353,7 +353,7 @@ class RayDispatcher:
     def dispatch(self, priority: Priority) -> int:
         instance_id = self._actor.ask("dispatch", self._limits.control_s, priority)
         if instance_id is None:
-            raise NoAnswer("no instance has reported to the global scheduler")
+            raise LinkError("no instance has reported to the global scheduler")
         return int(instance_id)
 
     def instance_down(self, instance_id: int) -> None:
@@ -374,6 +374,10 @@ class RayDispatcher:
     def pid(self) -> int:
         """Return the process id; for tests that kill it."""
         return int(self._actor.ask("pid", self._limits.start_s))
+
+    def kill(self) -> None:
+        """End the process at once; Ray starts a new one."""
+        self._actor.kill()
 
 
 class _Named:

@@ -138,6 +138,7 @@ class FrontEnd:
         self._on_loss = on_loss
         self._bypass_s = bypass_s
         self._ask_again_s = 0.0
+        self._kill_again_s = 0.0
         self._lock = threading.RLock()
         self._streams: dict[str, Stream] = {}
         self._ended: OrderedDict[str, Life] = OrderedDict()
@@ -167,12 +168,14 @@ class FrontEnd:
                 raise NoAnswer(f"instances {sorted(self._down)} did not start within {self._limits.start_s:g} s")
 
     def close(self) -> None:
-        """Stop listening. Streams that have not ended stay open."""
+        """Stop listening. Streams that have not ended do so now, with an error: nobody is to wait for them."""
         self._closed.set()
         self._senders.shutdown(wait=False, cancel_futures=True)
         for thread in self._listeners:
             if thread.is_alive():
                 thread.join(self._limits.poll_s + self._limits.control_s)
+        for stream in list(self._streams.values()):
+            self._fail(stream, "the front end was closed")
 
     def _listener(self, instance: Instance) -> threading.Thread:
         name = f"listener-{instance.instance_id}"
@@ -307,8 +310,8 @@ class FrontEnd:
                 if self.is_up(chosen):
                     return chosen
             except LinkError as error:
-                self._ask_again_s = time.monotonic() + self._bypass_s
                 log.warning("the global scheduler does not answer, dispatching without it: %s", error)
+                self._without_scheduler(hangs=isinstance(error, NoAnswer))
         with self._lock:
             up = sorted(set(self._instances) - self._down - self._draining())
             if not up:
@@ -319,6 +322,19 @@ class FrontEnd:
                 if stream.life.instance_last in counts and stream.life is not life:
                     counts[stream.life.instance_last] += 1
         return min(up, key=lambda id_: (counts[id_], id_))
+
+    def _without_scheduler(self, *, hangs: bool) -> None:
+        """Ask it no more for a while. One that hangs is ended, and then has time to start: it has nothing to lose."""
+        now_s = time.monotonic()
+        with self._lock:
+            self._ask_again_s = now_s + self._bypass_s
+            if not hangs or now_s < self._kill_again_s:
+                return
+            self._kill_again_s = now_s + self._limits.start_s
+        try:
+            self._dispatcher.kill()
+        except LinkError as error:
+            log.debug("the global scheduler could not be killed: %s", error)
 
     def _draining(self) -> set[int]:
         return {id_ for id_, load in self.loads.items() if load.draining}

@@ -184,6 +184,8 @@ class LocalCluster:
         self.spec = Scheduler(migration=migration or MigrationPolicy(), scaling=scaling or ScalingPolicy())
         self.outcomes: list[MoveOutcome] = []
         self.scheduler_dead = False
+        self.scheduler_hangs = False
+        self.scheduler_kills = 0
         self._movers = ThreadPoolExecutor(self.spec.scaling.most(instances))
         self.control = self._new_control()
         self.links: list[Link] = []
@@ -224,18 +226,27 @@ class LocalCluster:
         self.control = self._new_control()
         self.scheduler_dead = False
 
+    def kill(self) -> None:
+        self.scheduler_kills += 1
+        self.kill_scheduler()
+        self.scheduler_hangs = False
+        self.restart_scheduler()
+
     def report(self, load: InstanceLoad) -> None:
         self._if_scheduler_lives()
         self.control.report(load)
 
     def dispatch(self, priority: Priority) -> int:
         self._if_scheduler_lives()
+        if self.scheduler_hangs:
+            time.sleep(self.limits.control_s)
+            raise NoAnswer("the scheduler hangs")
         if self.pinned is not None:
             return self.pinned
         try:
             return self.control.dispatch(priority)
         except NoInstance as error:
-            raise NoAnswer(str(error)) from None
+            raise LinkError(str(error)) from None
 
     def instance_down(self, instance_id: int) -> None:
         self._if_scheduler_lives()

@@ -227,6 +227,31 @@ def test_without_the_scheduler_requests_are_dispatched_and_with_it_again_migrate
         assert cluster.front_end.bypassed == before
 
 
+def test_a_scheduler_that_hangs_is_restarted_once() -> None:
+    """Eight requests wait for its answer at the same time, and the new one must not be ended for the silence of the old."""
+    with LocalCluster(2, limits=replace(LIMITS, control_s=0.3)) as cluster:
+        cluster.scheduler_hangs = True
+        streams = [cluster.submit(n, tokens=10) for n in range(12)]
+        for stream in streams:
+            assert_exact(stream)
+        assert cluster.scheduler_kills == 1
+        assert cluster.front_end.bypassed >= 8
+        wait_until(lambda: len(cluster.control._last) == 2)
+        time.sleep(0.1)
+        before = cluster.front_end.bypassed
+        assert_exact(cluster.submit(50, tokens=5))
+        assert cluster.front_end.bypassed == before
+
+
+def test_streams_end_with_the_front_end() -> None:
+    with LocalCluster(1, build=lambda _: FakeEngine(step_s=0.05)) as cluster:
+        stream = cluster.submit(0, tokens=100)
+        wait_until(lambda: len(stream.tokens) > 2)
+        cluster.front_end.close()
+        assert len(list(stream)) < 100  # it ends at all
+        assert (stream.life.finish_reason, stream.life.error) == ("error", "the front end was closed")
+
+
 @pytest.mark.parametrize("moment", [lambda: 0.0, lambda: 0.03])
 def test_cancelling_reaches_the_request_wherever_it_is(moment: Callable[[], float]) -> None:
     with LocalCluster(2) as cluster:

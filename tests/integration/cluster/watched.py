@@ -10,7 +10,11 @@ from llumnix.engines.base import Departure, FinalState, Parcel, Ready
 
 
 class Watched:
-    """Mixin over an engine; `at` is called in the engine's thread, before the step is done."""
+    """Mixin over an engine; `at` is called in the engine's thread, before the step is done.
+
+    But for `answer` and `landed`: these come in the thread of the call, when it has been done and before its answer
+    leaves, of a copy and of the last stage.
+    """
 
     at: Callable[[str], None] = staticmethod(lambda step: None)
 
@@ -28,11 +32,19 @@ class Watched:
 
     def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         self.at("write")
-        return super().write_blocks(request_id, first_block, parcels)
+        copied = super().write_blocks(request_id, first_block, parcels)
+        self._committed = False
+
+        def ready() -> None:
+            copied()
+            self.at("landed" if self._committed else "answer")
+
+        return ready
 
     def commit(self, final: FinalState) -> None:
         self.at("commit")
         super().commit(final)
+        self._committed = True
 
 
 class WatchedFake(Watched, FakeEngine):
