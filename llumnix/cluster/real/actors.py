@@ -94,6 +94,7 @@ class LlumletActor:
             report=reports.send,
             peer=lambda other: RayInstance(other, namespace, limits),
             limits=limits,
+            node=ray.get_runtime_context().get_node_id(),
             on_failure=lambda _: os._exit(1),
         )
         # What the engine consists of stays; without it a full collection takes no tenth of a second out of a step.

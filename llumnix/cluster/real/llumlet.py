@@ -87,7 +87,10 @@ class _State:
 
 
 class Llumlet:
-    """One instance. `report` takes load reports; `peer` finds another instance; `on_failure` ends the process."""
+    """One instance. `report` takes load reports; `peer` finds another instance; `on_failure` ends the process.
+
+    `node` names the node that it is on; instances whose nodes have equal names share its memory.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Llumlet:
         report: Callable[[InstanceLoad], None],
         peer: Callable[[int], Peer],
         limits: Limits,
+        node: str = "",
         report_period_s: float = 0.05,
         heartbeat_s: float = 1.0,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -107,7 +111,7 @@ class Llumlet:
         self.outbox = Outbox()
         self.push: Callable[[bool], None] = lambda at_once: None  # set by who carries the news without being polled
         self.landings: Address | None = None  # set by who takes landings at a door of their own
-        self.place, self.process = transport.here()
+        self.place, self.process = transport.here(node)
         self._report = report
         self._peer = peer
         self._report_period_s = report_period_s

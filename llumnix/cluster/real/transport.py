@@ -8,10 +8,8 @@ scheduler sees a block.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Collection
 from enum import StrEnum
-from pathlib import Path
 
 
 class Distance(StrEnum):
@@ -35,10 +33,12 @@ BY_NAME = frozenset({"cuda_ipc"})
 """Carriers whose parcels only name blocks: the source has to keep them as long as somebody may still read."""
 
 
-def here() -> tuple[str, str]:
-    """Name the node and the process, for `distance`."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    node = f"{socket.gethostname()}:{boot.read_text().strip() if boot.exists() else ''}"
+def here(node: str) -> tuple[str, str]:
+    """Name the node and the process, for `distance`. `node` is Ray's name of it.
+
+    Processes that one Ray node has started share files in memory, and GPUs. A host's name would not tell: two containers
+    can have it in common, and nothing else.
+    """
     return node, f"{node}:{os.getpid()}"
 
 

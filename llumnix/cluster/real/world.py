@@ -8,12 +8,14 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RaySystemError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RaySystemError
 
+import llumnix
 from llumnix.cluster.real.actors import ActorOptions, RayDispatcher, RayInstance, start_instance, start_scheduler
 from llumnix.cluster.real.fleet import Fleet
 from llumnix.cluster.real.front_end import FrontEnd
@@ -197,8 +199,11 @@ class RayCluster:
                 f"Not all of the {len(self.instances)} instances started within {self._limits.start_s:g} s: raise "
                 "engine.limits.start_s, or give the Ray cluster more CPUs or GPUs."
             ) from None
-        except RayActorError as error:
-            raise ClusterError(f"An instance did not start: {_last_line(error)}") from error
+        except RayError as error:
+            reason = _last_line(error)
+            if "No module named" in reason:
+                reason += ", where Ray has started it: install the requirements of llumnix on every node."
+            raise ClusterError(f"An instance did not start: {reason}") from error
         log.info("%d actors are up after %.0f s", len(actors), time.monotonic() - started_s)
 
 
@@ -242,10 +247,13 @@ def _connect(address: str | None, namespace: str, instances: int, options: Actor
         # Without "local" Ray would join a cluster that somebody has started on this machine.
         ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=1 << 29, **quiet)
         return
+    package = {"py_modules": [str(Path(llumnix.__file__).parent)]}  # the nodes may have another version of it, or none
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, runtime_env=package, **quiet)
     except (ConnectionError, RaySystemError, ValueError) as error:
         raise ClusterError(f"ray.address={address}: no Ray cluster answers there ({_last_line(error)}).") from error
+    except RuntimeError as error:  # other versions of Ray or Python there
+        raise ClusterError(f"ray.address={address}: {' '.join(str(error).split())}") from error
 
 
 def _last_line(error: BaseException) -> str:
