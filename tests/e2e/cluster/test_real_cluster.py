@@ -19,13 +19,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from trap import Trap
+from watched import Watched
 
 from llumnix.cluster.real.actors import ActorOptions
-from llumnix.cluster.real.build import build_engine
 from llumnix.cluster.real.front_end import Stream
+from llumnix.cluster.real.messages import LinkError
 from llumnix.cluster.real.spec import Limits
 from llumnix.cluster.real.world import RayCluster, running
-from llumnix.engines.base import EngineRequest
+from llumnix.engines.base import Engine, EngineRequest
 from llumnix.engines.vllm.models import tiny_llama
 from llumnix.engines.vllm.options import VllmOptions
 from llumnix.policies.migration import MigrationPolicy
@@ -42,7 +44,9 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0.9, "seed": 7},
     {"temperature": 0.7, "seed": 8, "top_p": 0.9},
 ]
-GREEDY = 3  # the first of these; a replay cannot bring back the state of a random generator
+ONLY_DRAINING = MigrationPolicy(
+    enabled=True, period_s=0.05, out_threshold_blocks=-1e9, in_threshold_blocks=-1e9, preempted_is_source=False
+)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -87,8 +91,26 @@ def gpus() -> int:
     return int(torch.cuda.device_count())
 
 
+def build(options: VllmOptions, environment: dict[str, str], trap: Trap, instance_id: int) -> Engine:
+    """An engine that says where it is in a migration."""
+    os.environ.update(environment)
+    from llumnix.engines.vllm.engine import VllmEngine
+
+    class WatchedVllm(Watched, VllmEngine):
+        pass
+
+    engine = WatchedVllm(options)
+    engine.at = trap.watch(instance_id)
+    return engine
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
+    return Trap(tmp_path_factory.mktemp("trap"))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, trap: Trap) -> Iterator[RayCluster]:
     options = VllmOptions(
         model=str(tiny_llama(tmp_path_factory.mktemp("model"))),
         dtype="float32",
@@ -103,8 +125,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     environment = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     with running(
         INSTANCES_UP,
-        partial(build_engine, options, environment),
-        Scheduler(),
+        partial(build, options, environment, trap),
+        Scheduler(migration=ONLY_DRAINING),
         limits=Limits(control_s=20.0),
         options=ActorOptions(num_cpus=0.5, num_gpus=min(1.0, gpus() / INSTANCES_UP)),
     ) as running_cluster:
@@ -167,13 +189,47 @@ def test_nothing_is_left_behind(cluster: RayCluster, undisturbed: list[list[int]
     wait_for(idle)
 
 
-def test_requests_of_a_killed_instance_go_on_elsewhere_with_the_same_tokens(
-    cluster: RayCluster, undisturbed: list[list[int]]
+def known_instances(cluster: RayCluster) -> int:
+    """How many instances the global scheduler knows; none while it is away."""
+    try:
+        return cluster.dispatcher.traffic()["instances"]
+    except LinkError:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "step", "lost"),
+    [("scheduler", "commit", False), ("destination", "commit", True), ("source", "write", True)],
+)
+def test_processes_are_killed_in_a_migration_and_tokens_stay_the_same(
+    cluster: RayCluster, trap: Trap, undisturbed: list[list[int]], fault: str, step: str, lost: bool
 ) -> None:
-    streams = submit(cluster, "killed", GREEDY)
-    victim = streams[0].life.instance_last
-    assert victim is not None
-    os.kill(cluster.instances[victim].pid(), signal.SIGKILL)
-    assert finished(streams) == undisturbed[:GREEDY]
-    assert streams[0].life.replays == 1
-    assert streams[0].life.instance_last == 1 - victim
+    """The global scheduler moves a request from whichever instance has it; the destination is caught in the step."""
+    streams = submit(cluster, f"{fault}-killed", len(SAMPLING))
+    source = streams[-1].life.instance_last
+    assert source is not None
+    at_source = [stream for stream in streams if stream.life.instance_last == source]
+    trap.set(step)
+    cluster.instances[source].set_draining(True)
+    destination = trap.caught(LIMIT_S)
+    assert destination == 1 - source
+    victim = {"source": source, "destination": destination}.get(fault)
+    pid = (cluster.dispatcher if victim is None else cluster.instances[victim]).pid()
+    os.kill(pid, signal.SIGKILL)
+    trap.open()
+    if victim != source:
+        cluster.instances[source].set_draining(False)
+    assert finished(streams) == undisturbed
+    moved = at_source[-1].life  # the youngest
+    assert moved.replays == lost
+    for stream in streams[:-1]:
+        assert stream.life.replays == ((stream in at_source) == (fault == "source") and victim is not None)
+    if fault == "scheduler":
+        wait_for(lambda: known_instances(cluster) == INSTANCES_UP)
+    if fault == "destination":  # it comes back, and is needed
+        wait_for(lambda: not cluster.front_end._down and known_instances(cluster) == INSTANCES_UP)
+        assert cluster.instances[victim].pid() != pid
+        cluster.instances[source].set_draining(True)
+        wait_for(lambda: cluster.front_end.loads[source].draining)
+        assert finished(submit(cluster, "afterwards", 1)) == undisturbed[:1]
+        cluster.instances[source].set_draining(False)

@@ -62,16 +62,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         arguments={"enforce_eager": True, "distributed_executor_backend": "mp"},
     )
     environment = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        with running(
-            2,
-            partial(build, options, environment),
-            AT_FIRST,
-            limits=Limits(control_s=20.0),
-            options=ActorOptions(num_cpus=0.5),
-        ) as running_cluster:
-            yield running_cluster
+    with running(
+        2,
+        partial(build, options, environment),
+        AT_FIRST,
+        limits=Limits(control_s=20.0),
+        options=ActorOptions(num_cpus=0.5),
+    ) as running_cluster:
+        yield running_cluster
 
 
 def submit(cluster: RayCluster, name: str) -> list[Stream]:
