@@ -154,6 +154,10 @@ class Engine(Protocol):
         """Tokens per KV block."""
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one tensor-parallel rank: what reading or writing it takes."""
+
+    @property
     def migration_unsupported(self) -> str | None:
         """Why this engine takes part in no migration at all; None if it does. It serves in both cases."""
 

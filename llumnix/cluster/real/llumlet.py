@@ -126,6 +126,7 @@ class Llumlet:
         self._last_report_s = 0.0
         self._last_load: InstanceLoad | None = None
         self.carriers = engine.carriers
+        self.block_bytes = engine.block_bytes
         self.migration_unsupported = engine.migration_unsupported
         self.thread = EngineThread(engine, self._after_step, self._when_idle, self._failed)
         self._engine = engine

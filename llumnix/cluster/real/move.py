@@ -36,6 +36,7 @@ class Source(Protocol):
     process: str
     thread: EngineThread
     carriers: tuple[str, ...]
+    block_bytes: int
     after_step: list[Callable[[Engine], None]]
 
     def tag_of(self, request_id: str) -> Tag | None: ...
@@ -177,18 +178,13 @@ class Move:
     def _copy(self, first_block: int, blocks: int, last: bool) -> Action:
         if last:  # went with the reservation, see _land
             return self._machine.copied(self._machine.reserved_blocks)
-        parcels = self._call(lambda engine: self._read_live(engine, first_block, blocks))
-        if isinstance(parcels, AbortReason):
-            return self._machine.gone(parcels)
         try:
-            received = not parcels or self._peer.receive(
-                self._request_id, self._tag, self._first_missing(first_block), parcels
-            )
+            for piece in self._pieces(first_block, blocks):
+                failed = self._copy_piece(*piece)
+                if failed is not None:
+                    return self._machine.gone(failed)
         except LinkError as error:
             return self._unreachable(error)
-        del parcels  # a large buffer is not to be freed while the request is frozen
-        if not received:
-            return self._machine.gone(AbortReason.destination_lost)
         self._source.notice("migrate_stage", self._request_id, f"stage {self._machine.stages + 1}")
         held = self._call(lambda engine: engine.held_blocks(self._request_id))
         return self._machine.gone(held) if isinstance(held, AbortReason) else self._machine.copied(held)
@@ -290,6 +286,25 @@ class Move:
         return MoveOutcome(False, self._request_id, why, stages=self._machine.stages)
 
     # --- parts
+
+    def _pieces(self, first_block: int, blocks: int) -> list[tuple[int, int]]:
+        """Cut a copy so that neither side's steps wait long for it: first block and number of blocks of each piece."""
+        by_name = self._carrier in transport.BY_NAME  # it goes on beside the steps
+        size = blocks if by_name else max(1, transport.PIECE_BYTES // max(1, self._source.block_bytes))
+        end = first_block + blocks
+        return [(first, min(size, end - first)) for first in range(first_block, end, size)]
+
+    def _copy_piece(self, first_block: int, blocks: int) -> AbortReason | None:
+        """Copy some blocks; return why the migration is off, if it is."""
+        if time.monotonic() > self._end_s:
+            return AbortReason.destination_lost
+        parcels = self._call(lambda engine: self._read_live(engine, first_block, blocks))
+        if isinstance(parcels, AbortReason):
+            return parcels
+        first = self._first_missing(first_block)
+        if parcels and not self._peer.receive(self._request_id, self._tag, first, parcels):
+            return AbortReason.destination_lost
+        return None
 
     def _read_live(self, engine: Engine, first_block: int, blocks: int) -> list[Parcel] | AbortReason:
         held = engine.held_blocks(self._request_id)

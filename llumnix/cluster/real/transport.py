@@ -32,12 +32,15 @@ NAMES = frozenset(name for names in CARRIERS.values() for name in names)
 BY_NAME = frozenset({"cuda_ipc"})
 """Carriers whose parcels only name blocks: the source has to keep them as long as somebody may still read."""
 
+PIECE_BYTES = 16 << 20
+"""What is read or written in one go, between two steps, where it goes through the host."""
+
 
 def here(node: str) -> tuple[str, str]:
     """Name the node and the process, for `distance`. `node` is Ray's name of it.
 
-    Processes that one Ray node has started share files in memory, and GPUs. A host's name would not tell: two containers
-    can have it in common, and nothing else.
+    Processes that one Ray node has started share files in memory, and GPUs. A host's name would not tell: two
+    containers can have it in common, and nothing else.
     """
     return node, f"{node}:{os.getpid()}"
 

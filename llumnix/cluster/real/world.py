@@ -202,7 +202,9 @@ class RayCluster:
         except RayError as error:
             reason = _last_line(error)
             if "No module named" in reason:
-                reason += ", where Ray has started it: install the requirements of llumnix on every node."
+                reason += (
+                    ", where Ray has started it: install the requirements of llumnix on every node of the cluster."
+                )
             raise ClusterError(f"An instance did not start: {reason}") from error
         log.info("%d actors are up after %.0f s", len(actors), time.monotonic() - started_s)
 

@@ -64,6 +64,7 @@ class VllmEngine:
         self._flushing: list[tuple[EngineRequest, tuple[int, ...]]] = []
         self._parcels: defaultdict[str, list[Parcel]] = defaultdict(list)
         self._identity = self._make_identity(options) if self._unsupported is None else None
+        self._block_bytes = max(self._core.collective_rpc("llumnix_block_bytes")) if self._unsupported is None else 0
         self._one_process = self._core.vllm_config.parallel_config.world_size == 1
         self._memory = self._export()
 
@@ -73,6 +74,11 @@ class VllmEngine:
     def block_size_tokens(self) -> int:
         """Tokens per KV block."""
         return int(self._scheduler.block_size)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+        return self._block_bytes
 
     @property
     def migration_unsupported(self) -> str | None:

@@ -32,6 +32,12 @@ class LlumnixWorker:
         self._llumnix_split()
         return str(caches[0].dtype), tuple(tuple(cache.shape[1:]) for cache in caches)
 
+    def llumnix_block_bytes(self) -> int:
+        """Return the bytes of one block on this rank, all layers together."""
+        return int(sum(cache.nbytes for cache in self.model_runner.kv_caches)) // int(
+            self.model_runner.kv_cache_config.num_blocks
+        )
+
     def llumnix_export(self) -> Export | None:
         """Return what other processes need to read this rank's KV tensors by themselves; None where they cannot."""
         caches = self.model_runner.kv_caches

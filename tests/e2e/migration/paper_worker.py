@@ -100,6 +100,9 @@ class PaperWorker:
     def llumnix_read(self, block_ids: Sequence[int], carrier: str) -> Parcel:
         return Parcel(carrier, len(block_ids), [list(self.memory[block]) for block in block_ids])
 
+    def llumnix_block_bytes(self) -> int:
+        return 1
+
     def llumnix_export(self) -> None:
         return None
 

@@ -68,6 +68,7 @@ class FakeEngine:
     """See llumnix.engines.base.Engine."""
 
     block_size_tokens = BLOCK_TOKENS
+    block_bytes = 1
     carriers = ("inline",)
 
     def __init__(self, blocks: int = 64, max_running: int = 16, step_s: float = 0.001) -> None:

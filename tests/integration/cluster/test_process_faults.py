@@ -28,9 +28,7 @@ from llumnix.engines.base import EngineRequest
 from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 
-LIMITS = Limits(
-    control_s=3.0, copy_s=3.0, migration_s=20.0, poll_s=0.1, step_s=10.0, reservation_s=2.0, start_s=60.0
-)
+LIMITS = Limits(control_s=3.0, copy_s=3.0, migration_s=20.0, poll_s=0.1, step_s=10.0, reservation_s=2.0, start_s=60.0)
 ONLY_DRAINING = MigrationPolicy(
     enabled=True, period_s=0.05, out_threshold_blocks=-1e9, in_threshold_blocks=-1e9, preempted_is_source=False
 )
@@ -118,7 +116,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     scheduler = Scheduler(migration=ONLY_DRAINING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        patch.setenv("RAY_kill_worker_timeout_milliseconds", "500")  # what a process has to end by itself; not if stopped
+        patch.setenv(
+            "RAY_kill_worker_timeout_milliseconds", "500"
+        )  # what a process has to end by itself; not if stopped
         with running(3, partial(build, trap), scheduler, limits=LIMITS, options=options) as cluster:
             yield Room(cluster, trap)
 

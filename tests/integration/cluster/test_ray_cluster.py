@@ -45,7 +45,7 @@ def _fakes_are_found_by_actors() -> Iterator[None]:
 
 def test_an_engine_that_does_not_start_says_why() -> None:
     with (
-        pytest.raises(ClusterError, match="No module named 'engine_0', where .* install .* on every node"),
+        pytest.raises(ClusterError, match=r"No module named 'engine_0', where .* install .* on every node"),
         running(1, fails, Scheduler(), limits=LIMITS, options=ActorOptions(num_cpus=0.1)),
     ):
         pass

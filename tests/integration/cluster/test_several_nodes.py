@@ -1,11 +1,10 @@
-"""A Ray cluster of several nodes that somebody else has started, and ray.address: each node is a raylet of this machine.
+"""ray.address, and a Ray cluster of several nodes that somebody else has started: each is a raylet of this machine.
 
 Three instances on two of the nodes, and nothing but the front end on the one that the driver is on.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,7 +35,7 @@ LIMIT_S = 60.0
 
 
 class BulkyFake(FakeEngine):
-    """Its blocks are as heavy as real ones, and it counts who has made which of them."""
+    """Its blocks are as heavy as real ones."""
 
     carriers = ("shared_memory", "inline")
 

@@ -25,7 +25,9 @@ def test_too_few_gpus_are_named_before_anything_starts() -> None:
 
 def test_another_ray_than_that_of_the_cluster_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def mismatch(**_: object) -> None:
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\nThis process with:\n    Ray: 2.0")
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 1.0\nThis process with:\n    Ray: 2.0"
+        )
 
     monkeypatch.setattr(ray, "init", mismatch)
     said = "ray.address=there: Version mismatch: The cluster was started with: Ray: 1.0 This process with: Ray: 2.0"
