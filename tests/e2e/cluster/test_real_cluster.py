@@ -54,6 +54,7 @@ pytestmark = [
         reason="vLLM is not installed; `make test` installs it where pip finds a CPU build of torch",
     ),
     pytest.mark.timeout(600),
+    pytest.mark.xdist_group("real_cluster"),  # one cluster, and not one per worker
 ]
 
 

@@ -27,7 +27,7 @@ from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 
 LIMIT_S = 200.0
-TOKENS = 250
+TOKENS = 500
 AT_FIRST = Scheduler(dispatch=DispatchRule.first)
 SAMPLING: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}]
 
@@ -37,6 +37,7 @@ pytestmark = [
         reason="vLLM is not installed; `make test` installs it where pip finds a CPU build of torch",
     ),
     pytest.mark.timeout(600),
+    pytest.mark.xdist_group("tensor_parallel"),  # one cluster, and not one per worker
 ]
 
 

@@ -28,6 +28,7 @@ from llumnix.engines.base import EngineRequest
 from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 
+pytestmark = pytest.mark.xdist_group("process_faults")  # one cluster, and not one per worker
 LIMITS = Limits(control_s=3.0, copy_s=3.0, migration_s=20.0, poll_s=0.1, step_s=10.0, reservation_s=2.0, start_s=60.0)
 ONLY_DRAINING = MigrationPolicy(
     enabled=True, period_s=0.05, out_threshold_blocks=-1e9, in_threshold_blocks=-1e9, preempted_is_source=False

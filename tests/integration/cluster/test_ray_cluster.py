@@ -24,6 +24,7 @@ from llumnix.engines.base import EngineRequest
 from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 
+pytestmark = pytest.mark.xdist_group("ray_cluster")  # one cluster, and not one per worker
 LIMITS = Limits(control_s=5.0, copy_s=5.0, poll_s=0.1, step_s=5.0, reservation_s=2.0, start_s=60.0)
 
 

@@ -29,6 +29,7 @@ from llumnix.engines.base import EngineRequest, Parcel, Ready
 from llumnix.policies.migration import MigrationPolicy
 from llumnix.policies.spec import Scheduler
 
+pytestmark = pytest.mark.xdist_group("several_nodes")  # one cluster, and not one per worker
 LIMITS = Limits(poll_s=0.1, start_s=60.0)
 BLOCK_BYTES = 1 << 18
 LIMIT_S = 60.0
