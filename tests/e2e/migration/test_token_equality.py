@@ -63,6 +63,10 @@ def start(engines: tuple[Any, Any], tokens: int) -> Cluster:
     return cluster
 
 
+def is_asynchronous(engine: Any) -> bool:
+    return bool(engine._core.vllm_config.scheduler_config.async_scheduling)
+
+
 def finish(cluster: Cluster, expected: Delivered) -> None:
     cluster.drain()
     assert cluster.delivered.tokens == expected.tokens
@@ -78,13 +82,16 @@ def test_tokens_are_the_same_wherever_the_request_is_moved(
     if carrier not in engines[0].carriers:
         pytest.skip(f"these engines cannot send by {carrier}: it takes a GPU")
     cluster = start(engines, index)
+    made: dict[str, int] = {}
     for request_id in REQUESTS:
         moved = migrate(cluster, request_id, 0, 1, carrier=carrier, decode_between=False)
         assert moved.ok, moved
-        assert len(cluster.delivered.tokens.get(request_id, ())) == index
+        made[request_id] = len(cluster.delivered.tokens.get(request_id, ()))
+        # With asynchronous scheduling a step that is under way when the request is frozen still ends with a token.
+        assert made[request_id] in ((index, index + 1) if is_asynchronous(engines[0]) else (index,))
     finish(cluster, expected)
     for request_id in REQUESTS:
-        assert cluster.delivered.makers[request_id].count(0) == index
+        assert cluster.delivered.makers[request_id].count(0) == made[request_id]
     if index:  # nothing was computed again: the destination never saw more than one token at a time
         assert max(max(step.values()) for step in cluster.scheduled[1]) == 1
     for request_id in ("logprobs",):
