@@ -138,7 +138,7 @@ def test_back_and_forth_many_times(engines: tuple[Any, Any], expected: Delivered
             if request_id not in cluster.delivered.finished:
                 moves.append(migrate(cluster, request_id, turn % 2, 1 - turn % 2))
         cluster.step()
-    assert sum(move.ok for move in moves) > 60
+    assert sum(move.ok for move in moves) > 40
     finish(cluster, expected)
 
 
@@ -177,6 +177,8 @@ def test_a_block_that_is_withheld_is_noticed(engines: tuple[Any, Any], expected:
 
 
 def test_a_generator_state_that_is_withheld_is_noticed(engines: tuple[Any, Any], expected: Delivered) -> None:
+    if engines[0]._scheduler.use_v2_model_runner:
+        pytest.skip("model runner V2 has no generators: what it draws is a function of seed and position")
     cluster = start((engines[0], Withholding(engines[1], sampler=True)), 5)
     for request_id in REQUESTS:
         assert migrate(cluster, request_id, 0, 1).ok
