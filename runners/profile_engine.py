@@ -39,6 +39,8 @@ RAW_STEPS, ABOUT = "raw_steps.parquet", "profile.json"
 DEFAULTS = ["cluster=v1x1", "cluster.kv_blocks=null"]
 """Ahead of what is typed: one instance, and all the KV memory that vLLM finds."""
 REPEATS, LIMIT_S = 5, 180.0
+EVERY = 20
+"""Points between two lines about the progress, where there is no terminal."""
 
 
 def run(words: Sequence[str]) -> Iterator[RenderableType | str]:
@@ -81,9 +83,7 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
             engine, grid(), repeats=repeats, limit_s=limit_s, clock=time.perf_counter, progress=_say_progress
         )
         steps_s = time.perf_counter() - begun_s
-        times = copies.copy_times(engine, time.perf_counter)
-        block_bytes = config.cluster.block_size_tokens * config.model.kv_bytes_per_token
-        about = {
+        about: dict[str, Any] = {
             "model": config.model.name,
             "gpu": config.gpu.name,
             "device": _device(),
@@ -101,11 +101,14 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
             "steps": len(measured.steps),
             "kinds_of_steps": len(measured.medians),
             "points_left_out": measured.left_out,
-            "copies": [asdict(copy) for copy in times],
-            "links": [asdict(link) for link in copies.links(times, block_bytes)],
         }
+        _write(directory, measured, about)  # the steps are there, whatever becomes of the copies
+        times = copies.copy_times(engine, time.perf_counter)
     finally:
         engine.shutdown()
+    block_bytes = config.cluster.block_size_tokens * config.model.kv_bytes_per_token
+    links = [asdict(link) for link in copies.links(times, block_bytes)]
+    about |= {"copies": [asdict(copy) for copy in times], "links": links}
     _write(directory, measured, about)
     return about
 
@@ -161,10 +164,12 @@ def _write(directory: Path, measured: Measured, about: dict[str, Any]) -> None:
 
 
 def _say_progress(done: int, total: int) -> None:
-    """A line that is written over and over, on a terminal only."""
+    """A line that is written over and over on a terminal, and now and then elsewhere."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{done}/{total} points measured" + ("\n" if done == total else ""))
-        sys.stderr.flush()
+    elif done % EVERY == 0 or done == total:
+        sys.stderr.write(f"{done}/{total} points measured\n")
+    sys.stderr.flush()
 
 
 def _positive(key: str, value: str) -> float:
