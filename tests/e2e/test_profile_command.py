@@ -112,7 +112,6 @@ def test_without_the_size_of_the_kv_cache_it_is_replayed_only_where_that_does_no
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Which profile? Type from=DIR"),
         (["from=nowhere"], "from=nowhere: no such file or directory"),
         (
             ["from=mine"],
