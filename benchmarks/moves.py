@@ -227,13 +227,8 @@ def read_setting(argv: Sequence[str] | None = None) -> Setting:
     """Turn the words of the command line into a setting."""
     known = {field.name: field.type for field in fields(Setting)}
     asked = words.parse(argv, "benchmarks.moves", list(known), __doc__ or "", EXAMPLES)
-    values: dict[str, Any] = dict(GPU_DEFAULTS) if asked.get("model") == "llama_7b" else {}
-    for key, text in asked.items():
-        try:
-            values[key] = {"int": int, "float": float, "str": str}[str(known[key])](text)
-        except ValueError:
-            words.stop(f"{key} must be a number, got '{text}'.")
-    setting = Setting(**values)
+    defaults: dict[str, Any] = dict(GPU_DEFAULTS) if asked.get("model") == "llama_7b" else {}
+    setting = Setting(**defaults | overhead.as_typed(asked, known))
     if not all(word.isdigit() and int(word) > 0 for word in setting.lengths.split(",")):
         words.stop(f"lengths must be whole numbers of tokens like 256,512; got '{setting.lengths}'.")
     if wrong := [way for way in setting.ways.split(",") if way not in WAYS]:

@@ -276,18 +276,23 @@ def _spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} [{low}, {high}]"
 
 
+def as_typed(asked: dict[str, str], types: dict[str, Any]) -> dict[str, Any]:
+    """Turn what was typed into the types of a setting; the program ends if a number is none."""
+    values: dict[str, Any] = {}
+    for key, text in asked.items():
+        try:
+            values[key] = {"int": int, "float": float, "str": str}[str(types[key])](text)
+        except ValueError:
+            words.stop(f"{key} must be a number, got '{text}'.")
+    return values
+
+
 def read_setting(argv: Sequence[str] | None = None) -> Setting:
     """Turn the words of the command line into a setting."""
     known = {field.name: field.type for field in fields(Setting)}
     asked = words.parse(argv, "benchmarks.overhead", list(known), __doc__ or "", EXAMPLES)
     gpu = asked.get("model") == "llama_7b"
-    values: dict[str, Any] = dict(GPU_DEFAULTS) if gpu else {}
-    for key, text in asked.items():
-        try:
-            values[key] = {"int": int, "float": float, "str": str}[str(known[key])](text)
-        except ValueError:
-            words.stop(f"{key} must be a number, got '{text}'.")
-    setting = Setting(**values)
+    setting = Setting(**(dict(GPU_DEFAULTS) if gpu else {}) | as_typed(asked, known))
     if gpu and "arguments" not in asked:
         setting.arguments = json.dumps(gpu_arguments(setting.max_num_seqs))
     for key in ("instances", "requests", "prompt", "output", "rounds", "limit_s"):
