@@ -164,7 +164,7 @@ def run_cluster(
 
 
 def _messages(cluster: RayCluster) -> dict[str, int]:
-    return {"reports": cluster.dispatcher.traffic()["reports"], "polls": sum(cluster.front_end.polls.values())}
+    return {"reports": cluster.traffic().get("reports", 0), "polls": sum(cluster.front_end.polls.values())}
 
 
 def _processes(cluster: RayCluster) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """Sockets between processes of a cluster, beside Ray: who knows the secret gets in, messages have their length before.
 
-For the two messages that cannot wait for a call to a Ray actor (1 to 2 ms each way): tokens, and the landing of a
-request that is frozen meanwhile. Address and secret go through Ray.
+For messages that cannot wait for a call to a Ray actor (1 to 2 ms each way) or are too many for it: tokens, and the
+calls of calls.py. Address and secret go through Ray.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from llumnix.cluster.real.engine_thread import EngineThread
 from llumnix.cluster.real.links import Peer
 from llumnix.cluster.real.messages import (
     Accepted,
-    Address,
     Arrival,
     Chunk,
     Draining,
@@ -110,7 +109,6 @@ class Llumlet:
         self.limits = limits
         self.outbox = Outbox()
         self.push: Callable[[bool], None] = lambda at_once: None  # set by who carries the news without being polled
-        self.landings: Address | None = None  # set by who takes landings at a door of their own
         self.place, self.process = transport.here(node)
         self._report = report
         self._peer = peer
@@ -389,7 +387,7 @@ class Llumlet:
         apart = transport.distance(self.place, self.process, arrival.place, arrival.process)
         self._state.coming[request_id] = _Coming(arrival.tag, arrival.source, time.monotonic(), apart)
         carriers = engine.carriers_from(arrival.departure)
-        return Accepted(self.incarnation, present, carriers, self.place, self.process, self.landings)
+        return Accepted(self.incarnation, present, carriers, self.place, self.process)
 
     def _expected(self, request_id: str, tag: Tag) -> _Coming | None:
         coming = self._state.coming.get(request_id)

@@ -161,17 +161,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The destination has reserved: `present_blocks` of the blocks are there already; `carriers` says how to send.
-
-    `landings`: where the last stage is expected, besides at the actor.
-    """
+    """The destination has reserved: `present_blocks` of the blocks are there already; `carriers` says how to send."""
 
     incarnation: str
     present_blocks: int
     carriers: tuple[str, ...]
     place: str
     process: str
-    landings: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def serve(
         result, start_s = drive(
             workload, requests, running_cluster.front_end, scheduler, engine, progress, running_cluster.fleet
         )
-        traffic = running_cluster.dispatcher.traffic()
+        traffic = running_cluster.traffic()
         if engine.record_steps:
             result.steps = _step_columns(running_cluster.steps(), start_s)
     result.counters.update({f"scheduler_{name}": count for name, count in traffic.items()})

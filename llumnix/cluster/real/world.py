@@ -126,6 +126,14 @@ class RayCluster:
         """Return the steps of this run by instance, if they are recorded; of those that died only since they did."""
         return self._steps | {instance_id: self.instances[instance_id].steps() for instance_id in self._actors}
 
+    def traffic(self) -> dict[str, int]:
+        """Return the global scheduler's counts of control messages since it started; empty while it is away."""
+        try:
+            return self.dispatcher.traffic()
+        except LinkError as error:
+            log.debug("the global scheduler does not say what it has heard: %s", error)
+            return {}
+
     def end_run(self) -> None:
         """Stop the scheduler and the front end; the engines stay up."""
         if self.fleet is not None:
@@ -187,7 +195,7 @@ class RayCluster:
     def _wait_for_reports(self) -> None:
         """Wait until the scheduler knows all instances; what comes before would be dispatched without it."""
         end_s = time.monotonic() + self._limits.control_s
-        while self.dispatcher.traffic()["instances"] < len(self.instances) and time.monotonic() < end_s:
+        while self.traffic().get("instances", 0) < len(self.instances) and time.monotonic() < end_s:
             time.sleep(0.02)
 
     def _wait_for(self, actors: Sequence[ActorHandle[Any]]) -> None:
@@ -242,6 +250,7 @@ def _check_gpus(instances: int, options: ActorOptions, gpus: float) -> None:
 def _connect(address: str | None, namespace: str, instances: int, options: ActorOptions) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 puts engines behind everything else on the machine
     quiet: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Logical CPUs: engines share the ones there are.

@@ -24,7 +24,6 @@ from watched import Watched
 
 from llumnix.cluster.real.actors import ActorOptions
 from llumnix.cluster.real.front_end import Stream
-from llumnix.cluster.real.messages import LinkError
 from llumnix.cluster.real.spec import Limits
 from llumnix.cluster.real.world import RayCluster, running
 from llumnix.engines.base import Engine, EngineRequest
@@ -190,14 +189,6 @@ def test_nothing_is_left_behind(cluster: RayCluster, undisturbed: list[list[int]
     wait_for(idle)
 
 
-def known_instances(cluster: RayCluster) -> int:
-    """How many instances the global scheduler knows; none while it is away."""
-    try:
-        return cluster.dispatcher.traffic()["instances"]
-    except LinkError:
-        return 0
-
-
 @pytest.mark.parametrize(
     ("fault", "step", "lost"),
     [("scheduler", "commit", False), ("destination", "commit", True), ("source", "write", True)],
@@ -226,9 +217,9 @@ def test_processes_are_killed_in_a_migration_and_tokens_stay_the_same(
     for stream in streams[:-1]:
         assert stream.life.replays == ((stream in at_source) == (fault == "source") and victim is not None)
     if fault == "scheduler":
-        wait_for(lambda: known_instances(cluster) == INSTANCES_UP)
+        wait_for(lambda: cluster.traffic().get("instances", 0) == INSTANCES_UP)
     if fault == "destination":  # it comes back, and is needed
-        wait_for(lambda: not cluster.front_end._down and known_instances(cluster) == INSTANCES_UP)
+        wait_for(lambda: not cluster.front_end._down and cluster.traffic().get("instances", 0) == INSTANCES_UP)
         assert cluster.instances[victim].pid() != pid
         cluster.instances[source].set_draining(True)
         wait_for(lambda: cluster.front_end.loads[source].draining)

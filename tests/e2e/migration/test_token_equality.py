@@ -87,8 +87,8 @@ def test_tokens_are_the_same_wherever_the_request_is_moved(
         moved = migrate(cluster, request_id, 0, 1, carrier=carrier, decode_between=False)
         assert moved.ok, moved
         made[request_id] = len(cluster.delivered.tokens.get(request_id, ()))
-        # With asynchronous scheduling a step that is under way when the request is frozen still ends with a token.
-        assert made[request_id] in ((index, index + 1) if is_asynchronous(engines[0]) else (index,))
+        # With asynchronous scheduling steps that are under way when the request is frozen still end with a token.
+        assert index <= made[request_id] <= index + (2 if is_asynchronous(engines[0]) else 0)
     finish(cluster, expected)
     for request_id in REQUESTS:
         assert cluster.delivered.makers[request_id].count(0) == made[request_id]

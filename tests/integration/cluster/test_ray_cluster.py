@@ -102,7 +102,7 @@ def test_without_the_global_scheduler_dispatch_goes_on_until_it_is_back(cluster:
     os.kill(cluster.dispatcher.pid(), signal.SIGKILL)
     for stream in submit(cluster, "bypass", 9, tokens=20):
         assert_exact(stream, 60)
-    wait_until(lambda: cluster.dispatcher.traffic()["reports"] > 3, 60)
+    wait_until(lambda: cluster.traffic().get("reports", 0) > 3, 60)
     time.sleep(1.5)  # the front end asks again after a while
     bypassed = cluster.front_end.bypassed
     for stream in submit(cluster, "rejoined", 3, tokens=10):
@@ -117,3 +117,10 @@ def test_cancelling_frees_the_engine(cluster: RayCluster) -> None:
     stream.cancel()
     assert stream.wait(5)
     wait_until(lambda: all(load.running == 0 for load in cluster.front_end.loads.values()), 10)
+
+
+def test_a_second_run_has_a_scheduler_of_its_own_that_hears_of_all_instances(cluster: RayCluster) -> None:
+    cluster.begin_run(Scheduler())
+    assert cluster.traffic()["instances"] == len(cluster.instances)
+    for stream in submit(cluster, "second", 3, tokens=10):
+        assert_exact(stream, 60)

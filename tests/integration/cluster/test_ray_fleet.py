@@ -94,7 +94,7 @@ def test_instances_come_under_load_through_faults_and_go_after_it(cluster: RayCl
     [left] = cluster.front_end._instances
     if left != 2:
         wait_until(lambda: not lives(pid), 10)
-    wait_until(lambda: cluster.dispatcher.traffic()["instances"] == 1, 10)
+    wait_until(lambda: cluster.traffic().get("instances") == 1, 10)
     assert_exact(submit(cluster, 99), 60)
     assert len(happened(cluster, "instance_down")) == len(set(happened(cluster, "instance_down")))
     sizes = cluster.fleet.end()
