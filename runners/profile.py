@@ -30,8 +30,9 @@ HELP = """Fits the cost model of the simulated engine: to a real engine, measure
   engine      vllm_gpu: graphs for decode steps, without torch.compile; vllm: vLLM's defaults; vllm_cpu: the tiny model
   kv_blocks   of its KV cache (default: what vLLM finds room for); steps that do not fit are left out, which is said
   repeats     of each step, of which the median counts (default 5)
-  limit_s     seconds after which no more steps are measured (default 180)
+  limit_s     seconds after which no more steps are measured (default 180); those that tell most come first
   name        as below (default: GPU and model)
+  Interrupted, it keeps what was measured until then: from=outputs/profile/<name> fits it.
 == A profile that is there ==
   from        a directory with dense.csv, per_sequence.csv and attention.csv, or with steps.parquet; or a table of
               steps, .parquet or .csv, with the columns of llumnix/profile.py; docs/simulator.md has the formats
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _say(one_sentence(error), USAGE)
     except KeyboardInterrupt:
-        return _say("Interrupted: nothing is kept of what was measured.", INTERRUPTED)
+        return _say("Interrupted.", INTERRUPTED)
     except OSError as error:
         return _say(f"Cannot write results: {one_sentence(error)}", FAILED)
     return 0

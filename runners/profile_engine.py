@@ -3,7 +3,8 @@
 outputs/profile/<name>/steps.parquet      a row per kind of step, with the median of its times: what is fitted
 outputs/profile/<name>/raw_steps.parquet  every timed step
 outputs/profile/<name>/profile.json       configuration, start-up time, copies by carrier, points left out
-The fit, and its files, are those of runners.profile from=outputs/profile/<name>.
+The fit, and its files, are those of runners.profile from=outputs/profile/<name>. Until these are written, what has been
+measured is in the same directory (runners/unfinished_steps.py), so that a later from= can fit it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
@@ -22,9 +24,9 @@ from omegaconf import OmegaConf
 from llumnix import profile, record
 from llumnix.cluster.real.spec import RealEngine
 from llumnix.errors import ConfigError
-from runners import profile_from, provenance
+from runners import profile_from, provenance, unfinished_steps
 from runners.config import ServeConfig
-from runners.profile_from import CONF, OUTPUTS, SHORT, STEPS
+from runners.profile_from import ABOUT, CONF, OUTPUTS, SHORT, STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from llumnix.engines.vllm.measure import Measured
     from llumnix.engines.vllm.meter import Step
 
-RAW_STEPS, ABOUT = "raw_steps.parquet", "profile.json"
+RAW_STEPS = "raw_steps.parquet"
 DEFAULTS = ["cluster=v1x1", "cluster.kv_blocks=null"]
 """Ahead of what is typed: one instance, and all the KV memory that vLLM finds."""
 REPEATS, LIMIT_S = 5, 180.0
@@ -55,7 +57,12 @@ def run(words: Sequence[str]) -> Iterator[RenderableType | str]:
     assert isinstance(settings, ServeConfig)
     name = settings.name if settings.name != "serve" else f"{settings.gpu.name}_{settings.model.name}"
     directory = OUTPUTS / name
-    about = measure(settings, directory, repeats=repeats, limit_s=limit_s)
+    try:
+        about = measure(settings, directory, repeats=repeats, limit_s=limit_s)
+    except BaseException:  # an interrupt, or whatever an engine may die of
+        if (directory / unfinished_steps.UNFINISHED).exists():
+            yield f"What was measured is kept. To fit it: python -m runners.profile from={directory}"
+        raise
     yield f"{about['device']}, vLLM {about['versions']['vllm']}, {about['kv_blocks']:,} KV blocks"
     yield f"started in {about['start_s']:.1f} s, {about['steps']:,} steps measured in {about['steps_s']:.1f} s"
     for reason, points in about["points_left_out"].items():
@@ -65,9 +72,7 @@ def run(words: Sequence[str]) -> Iterator[RenderableType | str]:
             f"copies within this process by {link['carrier']}: {1000 * link['latency_s']:.2f} ms + "
             f"{link['bandwidth_gb_s']:.1f} GB/s"
         )
-    blocks = about["kv_blocks"]
-    fitted = [f"from={directory}", f"name={name}", f"model={settings.model.name}", f"cluster.kv_blocks={blocks}"]
-    yield from profile_from.run(fitted)
+    yield from profile_from.run([f"from={directory}", f"name={name}"])
 
 
 def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: float) -> dict[str, Any]:
@@ -77,12 +82,8 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
     from llumnix.engines.vllm.measure import grid
     from llumnix.engines.vllm.measure import measure as measure_steps
 
+    unfinished = directory / unfinished_steps.UNFINISHED
     try:
-        begun_s = time.perf_counter()
-        measured = measure_steps(
-            engine, grid(), repeats=repeats, limit_s=limit_s, clock=time.perf_counter, progress=_say_progress
-        )
-        steps_s = time.perf_counter() - begun_s
         about: dict[str, Any] = {
             "model": config.model.name,
             "gpu": config.gpu.name,
@@ -96,13 +97,29 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
             "max_num_batched_tokens": config.cluster.max_num_batched_tokens,
             "engine": asdict(config.engine),
             "start_s": start_s,
-            "steps_s": steps_s,
             "repeats": repeats,
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+        record.write_json(directory / ABOUT, about)
+        begun_s = time.perf_counter()
+        measured = measure_steps(
+            engine,
+            grid(),
+            repeats=repeats,
+            limit_s=limit_s,
+            clock=time.perf_counter,
+            progress=_say_progress,
+            keep=partial(unfinished_steps.add, unfinished),
+        )
+        about |= {
+            "steps_s": time.perf_counter() - begun_s,
             "steps": len(measured.steps),
             "kinds_of_steps": len(measured.medians),
             "points_left_out": measured.left_out,
         }
         _write(directory, measured, about)  # the steps are there, whatever becomes of the copies
+        unfinished.unlink(missing_ok=True)
         times = copies.copy_times(engine, time.perf_counter)
     finally:
         engine.shutdown()
@@ -157,7 +174,6 @@ def _device() -> str:
 
 
 def _write(directory: Path, measured: Measured, about: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     record.write_table(directory / RAW_STEPS, profile.PROFILE, columns(measured.steps), about)
     record.write_table(directory / STEPS, profile.PROFILE, columns(measured.medians), about)
     record.write_json(directory / ABOUT, about)

@@ -1,13 +1,15 @@
 """`python -m runners.profile from=PATH`: fit the cost model to a profile that is there, and try it on real requests.
 
 PATH is a directory with a profile of layers (dense.csv, per_sequence.csv, attention.csv), or a table of steps with the
-columns of llumnix.profile.PROFILE: a .parquet or .csv file, or a directory with steps.parquet. The fit is written to
+columns of llumnix.profile.PROFILE: a .parquet or .csv file, or a directory with steps.parquet, or with what was
+measured until an engine was interrupted. profile.json beside it says which model it was. The fit is written to
 outputs/profile/<name>/. requests.jsonl beside the profile is replayed on the simulated engine, and both its times are
 written to outputs/ground_truth/<name>/.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +28,10 @@ from llumnix.engines.sim.fit import fit_steps
 from llumnix.engines.sim.layers import ATTENTION, read_csv, steps_of_layers
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.errors import ConfigError
+from runners import unfinished_steps
 from runners.config import ServeConfig
 from runners.gpu_file import gpu_yaml
+from runners.unfinished_steps import UNFINISHED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OUTPUTS, REPLAYS = Path("outputs") / "profile", Path("outputs") / "ground_truth"
 STEPS, FIT, GROUND_TRUTH, TIMESERIES = "steps.parquet", "fit.parquet", "ground_truth.parquet", "timeseries.csv"
+ABOUT = "profile.json"
 NEARLY_FULL_PERCENT = 90.0
 """Below, no request has waited for memory or given way, so that its size does not matter."""
 DEFAULTS = [
@@ -72,7 +77,7 @@ class Source:
         rest = [f"cluster.{word}" if word.partition("=")[0] in SHORT else word for word in words]
         rest = [word for word in rest if not word.startswith("from=")]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            settings = OmegaConf.to_object(compose("serve", [*DEFAULTS, *rest]))
+            settings = OmegaConf.to_object(compose("serve", [*DEFAULTS, *_measured_engine(path), *rest]))
         assert isinstance(settings, ServeConfig)
         name = settings.name if settings.name != "serve" else (path.stem if path.is_file() else path.resolve().name)
         return cls(path=path, name=name, settings=settings)
@@ -90,6 +95,8 @@ class Source:
 
     def steps(self) -> record.Columns:
         """The table of steps; ConfigError says what is missing in it."""
+        if (self.path / UNFINISHED).exists():
+            return unfinished_steps.read(self.path / UNFINISHED)
         if (self.path / STEPS).exists():
             return _table(self.path / STEPS)
         if self.path.is_file():
@@ -169,6 +176,15 @@ def _enough(recording: ground_truth.Recording, cluster: ClusterSpec) -> int:
     """Blocks for all requests at once."""
     asked = recording.workload
     return int(np.sum(-(-(asked.prompt_tokens + asked.output_tokens) // cluster.block_size_tokens)))
+
+
+def _measured_engine(path: Path) -> list[str]:
+    """The engine that was measured here, as it would be typed; nothing where that is not written down."""
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        return [f"model={about['model']}", f"cluster.kv_blocks={about['kv_blocks']}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _table(path: Path) -> record.Columns:

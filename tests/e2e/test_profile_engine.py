@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +50,14 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(words: list[str], sente
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the tiny model has been measured."""
+def vllm() -> None:
     if importlib.util.find_spec("vllm") is None and os.environ.get("CI") != "true":
         pytest.skip("vLLM is not installed; `make test` installs it where pip finds a CPU torch")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, vllm: None) -> Path:
+    """A directory in which the tiny model has been measured."""
     directory = tmp_path_factory.mktemp("profile")
     done = run("runners.profile", *ENGINE, *SMALL, "name=here", cwd=directory)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -84,3 +91,42 @@ def test_the_simulator_runs_on_what_was_measured_and_the_fit_is_drawn(measured: 
     assert drawn.returncode == 0, drawn.stderr
     assert "here, mixed steps" in drawn.stdout
     assert (measured / "outputs" / "profile" / "figures" / "profile.png").stat().st_size > 10_000
+
+
+def _decodes_and_prompts(path: Path) -> tuple[int, int]:
+    """How many kinds of steps of decodes alone, and of prompts alone, have been written."""
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]] if path.exists() else []
+    return sum(row[0] == "0" for row in rows), sum(row[4] == "0" for row in rows if len(row) > 4)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_measured_until_an_interruption_is_fitted(how: signal.Signals, tmp_path: Path, vllm: None) -> None:
+    words = [*ENGINE, "kv_blocks=400", "block_size_tokens=32", "max_num_seqs=32", "repeats=40", "name=half"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runners.profile", *words],
+        cwd=tmp_path,
+        env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    profile = tmp_path / "outputs" / "profile" / "half"
+    begun_s = time.monotonic()
+    while min(_decodes_and_prompts(profile / "unfinished_steps.csv")) < 9:
+        assert process.poll() is None
+        assert time.monotonic() - begun_s < 200
+        time.sleep(0.05)
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=60)
+    assert not (profile / "steps.parquet").exists()
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert "kept. To fit it: python -m runners.profile from=outputs/profile/half\n" in said
+    decodes, prompts = _decodes_and_prompts(profile / "unfinished_steps.csv")
+    fitted = run("runners.profile", "from=outputs/profile/half", cwd=tmp_path)
+    assert fitted.returncode == 0, fitted.stderr
+    assert re.search(f"decode steps +{decodes} ", fitted.stdout)
+    assert "gpu=half model=tiny" in fitted.stdout
+    steps = pq.read_table(profile / "fit.parquet")
+    assert np.count_nonzero(steps["decode_requests"].to_numpy() == 0) == prompts
+    assert "kv_blocks: 400" in (profile / "gpu" / "half.yaml").read_text()

@@ -10,6 +10,7 @@ scheduler.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -61,10 +62,13 @@ def steps_of_layers(directory: Path, layers: int, kv_tokens: int | None) -> Colu
     }
 
 
-def read_csv(path: Path, columns: tuple[str, ...]) -> pa.Table:
-    """Return the named columns of a CSV file; ConfigError says what is missing or is no number."""
+def read_csv(path: Path, columns: tuple[str, ...], content: BinaryIO | None = None) -> pa.Table:
+    """Return the named columns of a CSV file, or of the part of its content that is given.
+
+    ConfigError says what is missing or is no number.
+    """
     try:
-        table = pa_csv.read_csv(path)
+        table = pa_csv.read_csv(content or path)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} is missing: a profile of layers has {DENSE}, {PER_SEQUENCE} and {ATTENTION}."

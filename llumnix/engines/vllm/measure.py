@@ -2,16 +2,18 @@
 
 Decode steps over batch and context, prefill steps over length and context, and steps with both. Every point is a steady
 state of equal steps: the token budget of a step is set to what the point wants, so that the engine's own scheduler
-makes exactly that step over and over.
+makes exactly that step over and over. Points come from coarse to fine, so that a measurement can end at any time.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llumnix.engines.vllm import versions
 from llumnix.engines.vllm.meter import Content, Step, StepMeter, steady
@@ -118,10 +120,33 @@ def room_of(engine: VllmEngine) -> Room:
 
 
 def grid() -> list[Point]:
-    """Return all points, those of the three kinds in turns: what a time limit cuts off is then a bit of each."""
-    kinds = (list(_decode_points()), list(_prefill_points()), list(_mixed_points()))
-    place = [(i / len(kind), point) for kind in kinds for i, point in enumerate(kind)]
+    """Return all points, a kind after the other."""
+    return [*_decode_points(), *_prefill_points(), *_mixed_points()]
+
+
+def in_order(points: Sequence[Point]) -> list[Point]:
+    """Return the points in the order in which they are measured: any part of it, from the first on, covers the grid.
+
+    Of each kind, those that lie farthest from all before them come first: the corners, then what is between. The kinds
+    take turns, in proportion to their numbers.
+    """
+    kinds: defaultdict[tuple[bool, bool], list[Point]] = defaultdict(list)
+    for point in points:
+        kinds[point.decodes > 0, point.prompts > 0].append(point)
+    place = [(i / len(kind), point) for kind in kinds.values() for i, point in enumerate(_farthest_first(kind))]
     return [point for _, point in sorted(place, key=lambda entry: entry[0])]
+
+
+def _farthest_first(points: Sequence[Point]) -> Iterator[Point]:
+    """Yield the first point, and then the one whose nearest among those before is farthest, by the ratio of sizes."""
+    at = np.log2(1 + np.array([astuple(point) for point in points], dtype=np.float64))
+    nearest = np.full(len(points), np.inf)
+    place = 0
+    for _ in points:
+        yield points[place]
+        nearest = np.minimum(nearest, np.abs(at - at[place]).sum(axis=1))
+        nearest[place] = -1
+        place = int(nearest.argmax())
 
 
 def measure(
@@ -132,27 +157,30 @@ def measure(
     limit_s: float,
     clock: Callable[[], float],
     progress: Callable[[int, int], None],
+    keep: Callable[[Sequence[Step]], None],
 ) -> Measured:
     """Measure every step of the points that the engine has room for at least `repeats` times, until `limit_s`.
 
-    The engine must be idle; it is idle afterwards.
+    The medians of each point are given to `keep` as soon as they are there. The engine must be idle; it is idle
+    afterwards.
     """
     room, meter, begun_s = room_of(engine), StepMeter(engine, clock), clock()
     steps: list[Step] = []
     medians: list[Step] = []
-    left_out: defaultdict[str, int] = defaultdict(int)
-    for done, point in enumerate(points):
-        progress(done, len(points))
-        reason = room.reason_against(point, repeats)
-        if reason is None and clock() - begun_s > limit_s:
-            reason = f"more than {limit_s:g} s"
-        if reason is not None:
-            left_out[reason] += 1
-            continue
+    reasons = {point: room.reason_against(point, repeats) for point in points}
+    left_out = Counter(reason for reason in reasons.values() if reason is not None)
+    fitting = in_order([point for point, reason in reasons.items() if reason is None])
+    for done, point in enumerate(fitting):
+        progress(done, len(fitting))
+        if clock() - begun_s > limit_s:
+            left_out[f"more than {limit_s:g} s"] = len(fitting) - done
+            break
         found = _steps_of(engine, meter, point, room.outputs(point, repeats), repeats)
         steps += found
-        medians += medians_of(found)
-    progress(len(points), len(points))
+        medians += (middles := medians_of(found))
+        keep(middles)
+    else:
+        progress(len(fitting), len(fitting))
     return Measured(steps, medians, dict(left_out))
 
 

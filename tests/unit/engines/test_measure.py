@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llumnix.engines.base import EngineRequest, Output, StepResult
-from llumnix.engines.vllm.measure import Point, grid, measure, medians_of, room_of
+from llumnix.engines.sim.cost import PS_PER_S, CostModel
+from llumnix.engines.sim.fit import fit_steps
+from llumnix.engines.vllm.measure import Measured, Point, Room, grid, in_order, measure, medians_of, room_of
 from llumnix.engines.vllm.meter import Content, Step, StepMeter, steady
+from llumnix.profile import PROFILE, Region, in_region
+
+Keep = Callable[[Sequence[Step]], None]
 
 BLOCK = 16
 DEVICE_S, PLANNING_S = 0.010, 0.001
@@ -145,14 +152,15 @@ def device_s(content: Content) -> float:
     )
 
 
-def run(engine: TimedEngine, *points: Point, repeats: int = 5) -> Any:
+def run(engine: TimedEngine, *points: Point, limit_s: float = 1e9, keep: Keep = lambda steps: None) -> Measured:
     return measure(
         engine,  # type: ignore[arg-type]
         points,
-        repeats=repeats,
-        limit_s=1e9,
+        repeats=5,
+        limit_s=limit_s,
         clock=engine.clock,
         progress=lambda done, total: None,
+        keep=keep,
     )
 
 
@@ -240,25 +248,63 @@ def test_what_an_engine_has_no_room_for_is_left_out_with_the_reason(engine: dict
 
 
 def test_a_time_limit_leaves_out_the_rest() -> None:
-    engine = TimedEngine(ahead=True)
     points = [Point(decodes=batch, context_tokens=64) for batch in (1, 2, 3, 4)]
-    found = measure(
-        engine,  # type: ignore[arg-type]
-        points,
-        repeats=5,
-        limit_s=0.25,
-        clock=engine.clock,
-        progress=lambda done, total: None,
-    )
+    found = run(TimedEngine(ahead=True), *points, limit_s=0.25)
     assert 0 < found.left_out["more than 0.25 s"] < len(points)
+    assert len(found.medians) + found.left_out["more than 0.25 s"] == len(points)
 
 
-def test_the_grid_has_all_three_kinds_of_steps_early() -> None:
-    """A time limit must not leave a region without points."""
-    engine = TimedEngine(ahead=True, max_running=128, budget=2048, kv_blocks=6800, max_request_tokens=9216)
-    room = room_of(engine)  # type: ignore[arg-type]
-    fitting = [point for point in grid() if room.reason_against(point, 5) is None]
-    for part in (fitting[: len(fitting) // 4], fitting):
+def test_what_was_measured_before_an_engine_dies_has_been_kept() -> None:
+    engine, kept = TimedEngine(ahead=True), []
+
+    def keep(steps: Sequence[Step]) -> None:
+        kept.extend(steps)
+        engine.preempts = len(kept) >= 4
+
+    points = [Point(prompts=1, chunk_tokens=chunk, chunks=2) for chunk in (16, 32, 64, 128)]
+    with pytest.raises(RuntimeError, match="too many for the KV blocks"):
+        run(engine, *points, keep=keep)
+    assert kept == run(TimedEngine(ahead=True), *in_order(points)[:2]).medians
+    assert len(kept) == 4
+
+
+def room(engine: TimedEngine) -> Room:
+    return room_of(engine)  # type: ignore[arg-type]
+
+
+BIG = {"max_running": 128, "budget": 2048, "kv_blocks": 6800, "max_request_tokens": 9216}
+
+
+@pytest.mark.parametrize("engine", [BIG, {}, {"max_running": 256, "kv_blocks": 851}])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_any_part_of_a_profile_fits_and_tells_what_the_rest_would_have_been(
+    engine: dict[str, int], share: float
+) -> None:
+    whole = TimedEngine(ahead=True, **engine)
+    steps = table(run(whole, *grid()).medians)
+    part = run(TimedEngine(ahead=True, **engine), *grid(), limit_s=share * whole.now_s)
+    cost = CostModel(fit_steps(table(part.medians)).cost, 1)
+    assert sum(part.left_out.values()) > sum(run(whole, *grid()).left_out.values())
+    alone = in_region(Region.decode, steps["prefill_requests"], steps["decode_requests"])
+    fitted_s = [
+        cost.decode_ps(int(batch), int(held)) / PS_PER_S
+        for batch, held in zip(steps["decode_requests"][alone], steps["decode_context_tokens"][alone], strict=True)
+    ]
+    np.testing.assert_allclose(fitted_s, steps["step_s"][alone], rtol=0.05)
+
+
+def table(steps: Sequence[Step]) -> dict[str, np.ndarray]:
+    rows = [(*step.content, step.step_s) for step in steps]
+    return dict(zip(PROFILE.names, map(np.array, zip(*rows, strict=True)), strict=True))
+
+
+def test_points_come_in_turns_by_kind_and_from_the_ends_of_the_grid_to_its_middle() -> None:
+    fitting = [point for point in grid() if room(TimedEngine(ahead=True, **BIG)).reason_against(point, 5) is None]
+    order = in_order(fitting)
+    assert sorted(order, key=fitting.index) == fitting
+    for part in (order[:12], order[: len(order) // 4], order):
         kinds = [(bool(point.decodes), bool(point.prompts)) for point in part]
         assert all(kinds.count(kind) >= len(part) // 6 for kind in ((True, False), (False, True), (True, True)))
-    assert max(point.decodes for point in fitting) == 128
+    decodes = [point for point in order if not point.prompts]
+    assert {point.decodes for point in decodes[:3]} >= {1, 128}
+    assert max(point.context_tokens for point in decodes[:3]) == max(point.context_tokens for point in decodes)
