@@ -1,13 +1,15 @@
 """From measured steps to the coefficients of the cost model, with the error of the fit in each region.
 
 Least squares on relative errors, every region with the same weight, no coefficient negative: the formulas of StepCost
-are linear in their coefficients once the points of the dense line are fixed. These lie at powers of two, and what is
-fitted are its rises from one to the next, so that no time falls as work grows, in the range of the profile or beyond.
+are linear in their coefficients once the points of the dense line are fixed, and once it is known which steps take the
+floor, those with prompts whose kernels run faster than they are launched. The points lie at powers of two, and what is
+fitted are the line's rises from one to the next, so that no time falls as work grows, in the range of the profile or
+beyond. Which steps take the floor is found by turns: fit, see whose compute time is below it, fit again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +25,13 @@ from llumnix.request import FloatArray
 FIRST_KNOT_TOKENS = 16
 """Below, GPUs read the weights whatever the number of tokens: one piece of the dense line is enough."""
 FOLDS = 5
+FLOOR_GUESS = 0.9
+"""Share of the steps with prompts, the shortest of them, that take the floor when the search begins."""
+FLOOR_MARGIN = 1.2
+"""A step with prompts tells about the kernels if they take this much longer than the floor: below, noise decides."""
+FLOOR_ROUNDS = 10
+FLOOR_GAIN = 0.8
+"""There is a floor only if the squared error falls below this share of what it is without one."""
 _VARIED = {Region.decode: ("decode_requests", "decode_context_tokens"), Region.prefill: ("prefill_tokens",)}
 FEWEST_STEPS = {Region.decode: 8, Region.prefill: 5, Region.mixed: 8}
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -70,18 +79,94 @@ def fit_steps(steps: Columns) -> Fit:
     regions = {region: rows[used] for region, rows in regions.items()}
     columns = {name: column[used] for name, column in columns.items()}
     knots = _knots(columns["prefill_tokens"] + columns["decode_requests"])
-    work = _work(columns, regions, knots)
-    weights = _weights(columns["step_s"], regions)
-    coefficients = _solve(work, columns["step_s"], weights)
-    error = work @ coefficients / columns["step_s"] - 1
-    held_out = _held_out(work, columns["step_s"], weights)
+    table = _Table(
+        work=_work(columns, regions, knots),
+        prompts=columns["prefill_requests"],
+        request_column=len(knots),
+        step_s=columns["step_s"],
+        weights=_weights(columns["step_s"], regions),
+    )
+    coefficients, floored = _fit(table)
+    times_s = table.times_s(coefficients)
+    error = times_s / table.step_s - 1
+    held_out = _held_out(table, floored)
     fitted_s = np.full(len(step_s), np.nan)
-    fitted_s[used] = work @ coefficients
+    fitted_s[used] = times_s
     return Fit(
         cost=_cost(coefficients, knots, mixed=Region.mixed in regions),
         errors=tuple(_error(region, error[rows], held_out[rows]) for region, rows in regions.items()),
         fitted_s=fitted_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Steps as the linear terms of their times: a row per step, a column per coefficient, the floor's the last.
+
+    A step takes work @ coefficients, or the floor if it has prompts and that is more; a cost per prompt comes on top.
+    """
+
+    work: Matrix
+    prompts: FloatArray  # of each step
+    request_column: int  # of the coefficient per prompt
+    step_s: FloatArray
+    weights: FloatArray
+
+    def rows(self, which: Any) -> _Table:
+        """Return some of the steps."""
+        return replace(
+            self,
+            work=self.work[which],
+            prompts=self.prompts[which],
+            step_s=self.step_s[which],
+            weights=self.weights[which],
+        )
+
+    def compute_s(self, coefficients: FloatArray) -> FloatArray:
+        """What the floor competes with."""
+        return np.asarray(self.work @ coefficients - self.prompts * coefficients[self.request_column])
+
+    def times_s(self, coefficients: FloatArray) -> FloatArray:
+        """Return the time that each step should take."""
+        floor_s = np.where(self.prompts > 0, coefficients[-1], 0)
+        per_prompt_s = self.prompts * coefficients[self.request_column]
+        return np.asarray(np.maximum(self.compute_s(coefficients), floor_s) + per_prompt_s)
+
+    def near_floor(self, coefficients: FloatArray) -> Any:
+        """Which steps take the floor, or so little more that they are counted among them, as booleans."""
+        return (self.prompts > 0) & (self.compute_s(coefficients) < FLOOR_MARGIN * coefficients[-1])
+
+    def squared_error(self, coefficients: FloatArray) -> float:
+        """What a fit makes small."""
+        return float(np.sum(((self.times_s(coefficients) - self.step_s) * self.weights) ** 2))
+
+    def solve(self, floored: Any) -> FloatArray:
+        """Coefficients, in seconds, none negative, if it is these steps that take the floor."""
+        work = np.where(floored[:, None], 0, self.work)
+        work[:, self.request_column] = np.where(floored, self.prompts, work[:, self.request_column])
+        work[:, -1] = floored
+        weighted = np.column_stack([work, self.step_s]) * self.weights[:, None]
+        triangle: Matrix = np.asarray(np.linalg.qr(weighted, mode="r"))  # has the same solution, and few rows
+        scale = np.abs(triangle[:, :-1]).max(axis=0)
+        scale[scale == 0] = 1  # a column that is nowhere needed
+        solution, _ = nnls(triangle[:, :-1] / scale, triangle[:, -1])
+        return np.asarray(solution / scale, dtype=np.float64)
+
+
+def _fit(table: _Table) -> tuple[FloatArray, Any]:
+    """The coefficients that come nearest, and which steps take the floor: none, unless that explains the table."""
+    none = np.zeros(len(table.step_s), dtype=bool)
+    without = table.solve(none)
+    with_prompts = table.prompts > 0
+    floored = with_prompts & (table.step_s <= np.quantile(table.step_s[with_prompts], FLOOR_GUESS))
+    for _ in range(FLOOR_ROUNDS):
+        coefficients = table.solve(floored)
+        floored, before = table.near_floor(coefficients), floored
+        if np.array_equal(floored, before):
+            break
+    if table.squared_error(coefficients) > FLOOR_GAIN * table.squared_error(without):
+        return without, none
+    return coefficients, before
 
 
 def _check(columns: dict[str, FloatArray], regions: dict[Region, Any]) -> None:
@@ -132,6 +217,7 @@ def _work(columns: dict[str, FloatArray], regions: dict[Region, Any], knots: lis
         mixed * decode_context,
         mixed * squares,
         mixed * context,
+        0.0 * tokens,  # the floor's
     ]
     return np.stack([*rises, *rest], axis=1)
 
@@ -144,33 +230,27 @@ def _weights(step_s: FloatArray, regions: dict[Region, Any]) -> FloatArray:
     return weights
 
 
-def _solve(work: Matrix, step_s: FloatArray, weights: FloatArray) -> FloatArray:
-    """Coefficients of the columns, in seconds, none negative."""
-    weighted = work * weights[:, None]
-    scale = np.abs(weighted).max(axis=0)
-    scale[scale == 0] = 1  # a column that is nowhere needed
-    solution, _ = nnls(weighted / scale, step_s * weights)
-    return np.asarray(solution / scale, dtype=np.float64)
-
-
-def _held_out(work: Matrix, step_s: FloatArray, weights: FloatArray) -> FloatArray:
-    """The relative error of each step in a fit that has not seen it."""
-    error = np.zeros(len(step_s))
+def _held_out(table: _Table, floored: Any) -> FloatArray:
+    """The relative error of each step in a fit that has not seen it, except that it is known who takes the floor."""
+    error = np.zeros(len(table.step_s))
     for fold in range(FOLDS):
-        out = np.arange(len(step_s)) % FOLDS == fold
-        coefficients = _solve(work[~out], step_s[~out], weights[~out])
-        error[out] = work[out] @ coefficients / step_s[out] - 1
+        out = np.arange(len(error)) % FOLDS == fold
+        coefficients = table.rows(~out).solve(floored[~out])
+        error[out] = table.rows(out).times_s(coefficients) / table.step_s[out] - 1
     return error
 
 
 def _cost(coefficients: FloatArray, knots: list[int], *, mixed: bool) -> StepCost:
     ms = [float(f"{1000 * value:.6g}") for value in coefficients]
-    per_request, decode_token, squares, context, base, m_request, m_token, m_squares, m_context = ms[len(knots) :]
+    per_request, decode_token, squares, context, base, m_request, m_token, m_squares, m_context, floor = ms[
+        len(knots) :
+    ]
     return StepCost(
         dense_tokens=knots,
         dense_ms=[round(float(value), 6) for value in np.cumsum(ms[: len(knots)])],
         decode_per_request_ms=per_request,
         decode_per_token_ms=decode_token,
+        prefill_floor_ms=floor,
         prefill_per_request_ms=per_request,
         prefill_per_token2_ms=squares,
         prefill_per_context_ms=context,

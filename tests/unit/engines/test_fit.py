@@ -72,6 +72,26 @@ def test_the_coefficients_of_exact_steps_are_found() -> None:
     np.testing.assert_allclose(found.fitted_s, table(TRUE)["step_s"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("floor_ms", [12.0, 20.0, 40.0, 80.0])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_floor_under_steps_with_prompts_is_found_and_hides_nothing_of_decodes(floor_ms: float, noise: float) -> None:
+    """An engine whose decode steps are CUDA graphs, and whose prompts run no faster than they are launched."""
+    steps = table(replace(TRUE, prefill_floor_ms=floor_ms), noise)
+    found = fit_steps(steps)
+    assert found.cost.prefill_floor_ms == pytest.approx(floor_ms, rel=0.03)
+    assert all(e.median < 0.01 + 0.6 * noise for e in found.errors)
+    model, true = (CostModel(cost, 1) for cost in (found.cost, TRUE))
+    for batch in (1, 4, 24, 100, 200):
+        assert model.decode_ps(batch, 300 * batch) == pytest.approx(true.decode_ps(batch, 300 * batch), rel=0.05)
+    without = replace(found.cost, prefill_floor_ms=0.0)
+    assert CostModel(without, 1).prefill_ps(1, 20, 400) < model.prefill_ps(1, 20, 400)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
+def test_where_there_is_no_floor_none_is_found(noise: float) -> None:
+    assert fit_steps(table(TRUE, noise)).cost.prefill_floor_ms == 0
+
+
 def test_the_errors_are_those_of_the_times_that_the_cost_model_gives() -> None:
     steps = table(TRUE, noise=0.1)
     found = fit_steps(steps)
