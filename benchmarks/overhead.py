@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from omegaconf import OmegaConf
 from scipy import stats
 
+import conf
 from analysis import words
 from benchmarks.bare import BareEngine, BareEngineError
 from llumnix.cluster.real.actors import ActorOptions
@@ -294,7 +296,7 @@ def read_setting(argv: Sequence[str] | None = None) -> Setting:
     gpu = asked.get("model") == "llama_7b"
     setting = Setting(**(dict(GPU_DEFAULTS) if gpu else {}) | as_typed(asked, known))
     if gpu and "arguments" not in asked:
-        setting.arguments = json.dumps(gpu_arguments(setting.max_num_seqs))
+        setting.arguments = json.dumps(gpu_arguments())
     for key in ("instances", "requests", "prompt", "output", "rounds", "limit_s"):
         if getattr(setting, key) <= 0:
             words.stop(f"{key} must be positive, got {getattr(setting, key)}.")
@@ -309,11 +311,10 @@ def read_setting(argv: Sequence[str] | None = None) -> Setting:
     return setting
 
 
-def gpu_arguments(max_num_seqs: int) -> dict[str, Any]:
-    """Decode steps as CUDA graphs, without the minute that compiling would take; memory is set by kv_blocks."""
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size < max_num_seqs] + [max_num_seqs]
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
-    return {"gpu_memory_utilization": 0.2, "compilation_config": graphs}
+def gpu_arguments() -> dict[str, Any]:
+    """Those of engine=vllm_gpu; memory is set by kv_blocks."""
+    engine: Any = OmegaConf.load(Path(conf.__file__).parent / "engine" / "vllm_gpu.yaml")
+    return {"gpu_memory_utilization": 0.2, **OmegaConf.to_container(engine.arguments)}
 
 
 def engine_options(setting: Setting) -> VllmOptions:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from analysis.style import GREY, PALETTE
 
@@ -123,6 +125,7 @@ def _lines(ax: Axes, here: pd.DataFrame, label: str, *, linear: bool) -> None:
     else:
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
+        _plain_numbers(ax.yaxis)
     ax.set(xlabel=label, ylabel="step (ms)")
     if shown:
         ax.legend(fontsize=8.5)
@@ -136,7 +139,16 @@ def _scatter(ax: Axes, here: pd.DataFrame) -> None:
     ax.plot(here["x"], here["value"], ls="", marker="o", ms=4, mew=0, color=PALETTE[0], alpha=0.6)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_numbers(axis)
     ax.set(xlabel="measured (ms)", ylabel="fitted (ms)")
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with few plain numbers; it spans hardly more than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _errors(ax: Axes, here: pd.DataFrame) -> None:
