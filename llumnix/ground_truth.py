@@ -1,8 +1,8 @@
 """Requests that a real engine has served, beside the same arrivals and lengths on the simulated one.
 
 requests.jsonl has an object per request: input_toks, output_toks, arrival_time, queued_ts, first_token_ts and
-last_token_ts, in seconds. arrival_time may have a clock of its own. queued_ts is when the engine took the request in,
-which it does between two steps; latencies count from there (vLLM's own metrics do).
+last_token_ts, in seconds. arrival_time may have a clock of its own, and may be missing: queued_ts stands for it then,
+which is when the engine took the request in, between two steps. Latencies count from there (vLLM's own metrics do).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def read(path: Path) -> Recording:
             continue
         try:
             content = json.loads(line)
+            content = {"arrival_time": content["queued_ts"]} | content
             rows.append(tuple(float(content[key]) for key in _KEYS))
         except KeyError as error:
             raise ConfigError(

@@ -22,7 +22,7 @@ HELP = """Fits the cost model of the simulated engine: to a real engine, measure
   python -m runners.profile engine=vllm_gpu model=llama_7b gpu=h100     measures one engine on this GPU, then fits
   python -m runners.profile engine=vllm_cpu model=tiny gpu=cpu kv_blocks=400 block_size_tokens=32 max_num_seqs=32
   python -m runners.profile from=DIR                             a profile of layers of Llama-3.1-8B
-  python -m runners.profile from=DIR kv_blocks=2588              and requests.jsonl beside it, replayed
+  python -m runners.profile from=DIR kv_blocks=2588              and requests.jsonl beside it, replayed with this memory
   python -m runners.profile from=steps.csv model=llama_7b        a table of whole steps
   python -m runners.profile from=DIR model.layers=64 name=mine   another model, another name for the results
 
@@ -34,14 +34,15 @@ HELP = """Fits the cost model of the simulated engine: to a real engine, measure
   name        as below (default: GPU and model)
   Interrupted, it keeps what was measured until then: from=outputs/profile/<name> fits it.
 == A profile that is there ==
-  from        a directory with dense.csv, per_sequence.csv and attention.csv, or with steps.parquet; or a table of
-              steps, .parquet or .csv, with the columns of llumnix/profile.py; docs/simulator.md has the formats
+  from        a directory with dense.csv, per_sequence.csv and attention.csv (also in one folder below), or with
+              steps.parquet; or a table of steps, .parquet or .csv, with the columns of llumnix/profile.py;
+              docs/simulator.md has the formats, docs/profiling.md what may be different in them
   model       whose profile it is (default llama31_8b); a profile of layers needs its number of layers, model.layers
   name        of the GPU option and of outputs/profile/<name>/ (default: the name of the directory or file)
 == The engine that served requests.jsonl, by default as vLLM V1 sets it ==
-  kv_blocks                of its KV cache; needed where it was ever full
+  kv_blocks                of its KV cache; needed where it was ever full and timeseries.csv does not show it
   block_size_tokens        16
-  max_num_seqs             256
+  max_num_seqs             256, or what timeseries.csv shows
   max_num_batched_tokens   2048
   engine.async_scheduling, engine.prefix_caching   true
 == Everything else ==

@@ -26,7 +26,8 @@ from llumnix.cluster.real.spec import RealEngine
 from llumnix.errors import ConfigError
 from runners import profile_from, provenance, unfinished_steps
 from runners.config import ServeConfig
-from runners.profile_from import ABOUT, CONF, OUTPUTS, SHORT, STEPS
+from runners.profile_from import OUTPUTS
+from runners.profile_source import ABOUT, CONF, SHORT, STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llumnix import profile
-from llumnix.engines.sim.layers import read_csv
-from llumnix.record import Columns
+from llumnix.number_table import read_table
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from llumnix.engines.vllm.meter import Step
 
 UNFINISHED = "unfinished_steps.csv"
@@ -28,8 +29,7 @@ def add(path: Path, steps: Sequence[Step]) -> None:
         file.write("".join(",".join(map(str, line)) + "\n" for line in lines))
 
 
-def read(path: Path) -> Columns:
+def read(path: Path) -> pa.Table:
     """Return the steps that were written whole, with the columns of PROFILE; ConfigError if there are none."""
-    names, text = profile.PROFILE.names, path.read_bytes()
-    table = read_csv(path, tuple(names), io.BytesIO(text[: text.rfind(b"\n") + 1]))
-    return {name: table[name].to_numpy() for name in names}
+    content = path.read_bytes()
+    return read_table(path, io.BytesIO(content[: content.rfind(b"\n") + 1]))

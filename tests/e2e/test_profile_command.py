@@ -109,9 +109,58 @@ def test_without_the_size_of_the_kv_cache_it_is_replayed_only_where_that_does_no
     assert ("1 requests replayed" in done.stdout) is (fullest == 40.0)
 
 
+def layers_in(directory: Path) -> Path:
+    """A profile of layers whose dense times have one row without a time."""
+    directory.mkdir(parents=True)
+    dense = [f"mlp,{n},{100 + n}" for n in (1, 16, 32, 64, 128, 256, 512)]
+    sequences = [f"sampler,{n},{50 + n}" for n in (1, 64)]
+    decodes = [f"0,0,{n},{held},{5 + n * held / 100}" for n in (1, 8, 64) for held in (16, 128, 512)]
+    prompts = [f"{n},0,0,0,{5 + n / 10}" for n in (16, 32, 64, 128, 256)]
+    for name, head, rows in (
+        ("dense", "layer,tokens,time_us", [*dense, "mlp,48,nan"]),
+        ("per_sequence", "layer,sequences,time_us", sequences),
+        ("attention", "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us", [*decodes, *prompts]),
+    ):
+        (directory / f"{name}.csv").write_text("\n".join([head, *rows]) + "\n")
+    return directory
+
+
+def test_a_profile_in_a_folder_below_is_found_and_so_are_the_limits_of_the_engine(
+    command: Command, tmp_path: Path
+) -> None:
+    layers_in(tmp_path / "machine" / "bf16" / "tp1")
+    (tmp_path / "machine" / "bench").mkdir()
+    record_request(tmp_path / "machine" / "bench")
+    shares = "".join(f"{t},7,3,{100 * t * 17 / 2587:.2f}\n" for t in range(1, 150))
+    (tmp_path / "machine" / "bench" / "timeseries.csv").write_text(f"t,running,waiting,kv_cache_pct\n{shares}")
+    done = command("runners.profile", "from=machine")
+    assert done.returncode == 0, done.stderr
+    assert "machine/bf16/tp1: 14 steps" in done.stdout
+    assert "dense.csv: 1 rows without a usable number are left out" in done.stdout
+    assert "added up from 32 layers (model=llama31_8b)" in done.stdout
+    assert "timeseries.csv shows that the KV cache had 2,587 blocks" in done.stdout
+    assert "timeseries.csv shows that 7 requests ran at most" in done.stdout
+    assert "1 requests replayed" in done.stdout
+    assert "kv_blocks: 2587" in (tmp_path / "outputs/profile/machine/gpu/machine.yaml").read_text()
+    typed = command("runners.profile", "from=machine", "kv_blocks=800", "max_num_seqs=100")
+    assert typed.returncode == 0, typed.stderr
+    assert "shows" not in typed.stdout
+    assert "kv_blocks: 800" in (tmp_path / "outputs/profile/machine/gpu/machine.yaml").read_text()
+
+
+def test_of_several_profiles_one_has_to_be_typed(command: Command, tmp_path: Path) -> None:
+    for folder in ("tp1", "tp2"):
+        layers_in(tmp_path / "machine" / folder)
+    done = command("runners.profile", "from=machine")
+    assert done.returncode == 2
+    assert done.stderr == "from=machine has 2 profiles: type one of them, such as from=machine/tp1.\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["from=mine/broken.parquet"], "mine/broken.parquet is no parquet file"),
+        (["from=mine/empty.csv"], "mine/empty.csv has no row with a step_s above 0"),
         (["from=nowhere"], "from=nowhere: no such file or directory"),
         (
             ["from=mine"],
@@ -128,6 +177,8 @@ def test_without_the_size_of_the_kv_cache_it_is_replayed_only_where_that_does_no
 def test_what_is_wrong_is_said_in_one_sentence(command: Command, profile: Path, words: list[str], message: str) -> None:
     (profile / "wrong.csv").write_text("a,b\n1,2\n")
     (profile / "steps.txt").write_text("")
+    (profile / "broken.parquet").write_text("no")
+    (profile / "empty.csv").write_text(f"{HEADER}\n0,0,0,0,1,5,0.0\n")
     done = command("runners.profile", *words)
     assert done.returncode == 2
     assert message in done.stderr

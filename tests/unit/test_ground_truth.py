@@ -41,6 +41,12 @@ def test_requests_come_in_order_of_arrival_on_one_clock(tmp_path: Path) -> None:
     np.testing.assert_allclose(recording.end_s, [0.95, 2.95])
 
 
+def test_where_arrivals_were_not_recorded_the_engine_took_requests_in_at_once(tmp_path: Path) -> None:
+    recording = read(file_of(tmp_path, line(arrival_time=None, queued_ts=7.25), line(arrival_time=None)))
+    assert recording.workload.arrival_s.tolist() == [0.0, 0.25]
+    assert recording.queued_s.tolist() == [0.0, 0.25]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from llumnix.engines.sim.cost import MixedCost, StepCost
+from llumnix.engines.sim.dense_line import DenseLine
 from llumnix.errors import ConfigError
 from llumnix.profile import PROFILE, Region, in_region
 from llumnix.record import Columns
@@ -63,9 +64,10 @@ class Fit:
     fitted_s: FloatArray
 
 
-def fit_steps(steps: Columns) -> Fit:
+def fit_steps(steps: Columns, dense: DenseLine | None = None) -> Fit:
     """Fit the costs of decode-only, prefill-only and mixed steps to a table with the columns of PROFILE.
 
+    Where the dense line was measured by itself, it is taken as it is, and a constant is added.
     Without mixed steps their coefficients are left out (StepCost.mixed is None). Raises ConfigError, one sentence,
     where there are too few decode-only or prefill-only steps to tell the coefficients apart.
     """
@@ -78,9 +80,11 @@ def fit_steps(steps: Columns) -> Fit:
     used = np.any([*regions.values()], axis=0) & (step_s > 0)
     regions = {region: rows[used] for region, rows in regions.items()}
     columns = {name: column[used] for name, column in columns.items()}
-    knots = _knots(columns["prefill_tokens"] + columns["decode_requests"])
+    tokens = columns["prefill_tokens"] + columns["decode_requests"]
+    knots = _knots(tokens) if dense is None else [1]
     table = _Table(
-        work=_work(columns, regions, knots),
+        work=np.column_stack([_rises(tokens, knots), _work(columns, regions, per_token=dense is not None)]),
+        known_s=np.zeros(len(tokens)) if dense is None else dense.at(tokens),
         prompts=columns["prefill_requests"],
         request_column=len(knots),
         step_s=columns["step_s"],
@@ -93,7 +97,7 @@ def fit_steps(steps: Columns) -> Fit:
     fitted_s = np.full(len(step_s), np.nan)
     fitted_s[used] = times_s
     return Fit(
-        cost=_cost(coefficients, knots, mixed=Region.mixed in regions),
+        cost=_cost(coefficients, knots, dense, mixed=Region.mixed in regions),
         errors=tuple(_error(region, error[rows], held_out[rows]) for region, rows in regions.items()),
         fitted_s=fitted_s,
     )
@@ -103,10 +107,12 @@ def fit_steps(steps: Columns) -> Fit:
 class _Table:
     """Steps as the linear terms of their times: a row per step, a column per coefficient, the floor's the last.
 
-    A step takes work @ coefficients, or the floor if it has prompts and that is more; a cost per prompt comes on top.
+    A step takes known_s + work @ coefficients, or the floor if it has prompts and that is more; a cost per prompt comes
+    on top.
     """
 
     work: Matrix
+    known_s: FloatArray  # what needs no fit
     prompts: FloatArray  # of each step
     request_column: int  # of the coefficient per prompt
     step_s: FloatArray
@@ -117,6 +123,7 @@ class _Table:
         return replace(
             self,
             work=self.work[which],
+            known_s=self.known_s[which],
             prompts=self.prompts[which],
             step_s=self.step_s[which],
             weights=self.weights[which],
@@ -124,7 +131,8 @@ class _Table:
 
     def compute_s(self, coefficients: FloatArray) -> FloatArray:
         """What the floor competes with."""
-        return np.asarray(self.work @ coefficients - self.prompts * coefficients[self.request_column])
+        per_prompt_s = self.prompts * coefficients[self.request_column]
+        return np.asarray(self.known_s + self.work @ coefficients - per_prompt_s)
 
     def times_s(self, coefficients: FloatArray) -> FloatArray:
         """Return the time that each step should take."""
@@ -145,7 +153,8 @@ class _Table:
         work = np.where(floored[:, None], 0, self.work)
         work[:, self.request_column] = np.where(floored, self.prompts, work[:, self.request_column])
         work[:, -1] = floored
-        weighted = np.column_stack([work, self.step_s]) * self.weights[:, None]
+        rest_s = self.step_s - np.where(floored, 0, self.known_s)
+        weighted = np.column_stack([work, rest_s]) * self.weights[:, None]
         triangle: Matrix = np.asarray(np.linalg.qr(weighted, mode="r"))  # has the same solution, and few rows
         scale = np.abs(triangle[:, :-1]).max(axis=0)
         scale[scale == 0] = 1  # a column that is nowhere needed
@@ -195,19 +204,26 @@ def _knots(tokens: FloatArray) -> list[int]:
     return knots if len(knots) > 1 else [1, FIRST_KNOT_TOKENS]
 
 
-def _work(columns: dict[str, FloatArray], regions: dict[Region, Any], knots: list[int]) -> Matrix:
-    """What each step works on, a column per coefficient; of the dense line, the share that is done of each rise."""
+def _rises(tokens: FloatArray, knots: list[int]) -> Matrix:
+    """The share that is done of each rise of the dense line, of which the first is its beginning."""
+    rises = [np.ones(len(tokens))]
+    for start, end in pairwise(knots):
+        rises.append(np.clip((tokens - start) / (end - start), 0, None if end == knots[-1] else 1))
+    return np.stack(rises, axis=1)
+
+
+def _work(columns: dict[str, FloatArray], regions: dict[Region, Any], *, per_token: bool) -> Matrix:
+    """What each step works on beside the tokens that it computes, a column per coefficient.
+
+    `per_token`: what attention does for each token of a prompt is told apart from the dense line.
+    """
     prefills, decodes = columns["prefill_requests"], columns["decode_requests"]
     tokens, context = columns["prefill_tokens"], columns["prefill_context_tokens"]
     squares = 2 * columns["prefill_pairs"] - tokens
     decode_context = columns["decode_context_tokens"]
     none = np.zeros(len(tokens), dtype=bool)
     decode, prefill, mixed = (regions.get(region, none) for region in Region)
-    rises = [np.ones(len(tokens))]
-    for start, end in pairwise(knots):
-        share = (tokens + decodes - start) / (end - start)
-        rises.append(np.clip(share, 0, None if end == knots[-1] else 1))
-    rest = [
+    columns_of_work = [
         prefills + decodes,
         decode * decode_context,
         prefill * squares,
@@ -217,9 +233,10 @@ def _work(columns: dict[str, FloatArray], regions: dict[Region, Any], knots: lis
         mixed * decode_context,
         mixed * squares,
         mixed * context,
+        per_token * tokens,
         0.0 * tokens,  # the floor's
     ]
-    return np.stack([*rises, *rest], axis=1)
+    return np.stack(columns_of_work, axis=1)
 
 
 def _weights(step_s: FloatArray, regions: dict[Region, Any]) -> FloatArray:
@@ -240,18 +257,22 @@ def _held_out(table: _Table, floored: Any) -> FloatArray:
     return error
 
 
-def _cost(coefficients: FloatArray, knots: list[int], *, mixed: bool) -> StepCost:
+def _cost(coefficients: FloatArray, knots: list[int], dense: DenseLine | None, *, mixed: bool) -> StepCost:
     ms = [float(f"{1000 * value:.6g}") for value in coefficients]
-    per_request, decode_token, squares, context, base, m_request, m_token, m_squares, m_context, floor = ms[
-        len(knots) :
-    ]
+    if dense is None:
+        tokens, dense_ms = knots, np.cumsum(ms[: len(knots)])
+    else:
+        tokens, dense_ms = dense.tokens.astype(int).tolist(), ms[0] + 1000 * dense.time_s
+    per_request, decode_token, squares, context, *of_mixed, per_token, floor = ms[len(knots) :]
+    base, m_request, m_token, m_squares, m_context = of_mixed
     return StepCost(
-        dense_tokens=knots,
-        dense_ms=[round(float(value), 6) for value in np.cumsum(ms[: len(knots)])],
+        dense_tokens=tokens,
+        dense_ms=[round(float(value), 6) for value in dense_ms],
         decode_per_request_ms=per_request,
         decode_per_token_ms=decode_token,
         prefill_floor_ms=floor,
         prefill_per_request_ms=per_request,
+        prefill_per_token_ms=per_token,
         prefill_per_token2_ms=squares,
         prefill_per_context_ms=context,
         mixed=MixedCost(

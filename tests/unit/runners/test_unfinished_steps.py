@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,9 +30,9 @@ def test_all_lines_that_were_written_whole_are_read(
     path.write_bytes(text[:end])
     whole = text[:end].count(b"\n") - 1
     expected = [(*step.content, step.step_s) for part in parts for step in part][:whole]
-    columns = read(path)
-    assert list(columns) == PROFILE.names
-    assert list(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)) == expected
+    table = read(path)
+    assert table.column_names == PROFILE.names
+    assert list(zip(*(column.to_pylist() for column in table.columns), strict=True)) == expected
 
 
 def test_a_file_without_a_whole_line_is_refused(tmp_path: Path) -> None:
