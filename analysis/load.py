@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import words
 from llumnix.record import SCHEMA_VERSION
 
 OUTPUTS = Path("outputs")
@@ -55,8 +56,15 @@ def requests(directories: Sequence[Path], columns: Sequence[str]) -> pd.DataFram
 
 
 def table(directory: Path, name: str) -> pd.DataFrame:
-    """A whole table of one run: requests, events or instances; an enumerated column comes as plain strings."""
-    return pd.read_parquet(directory / f"{name}.parquet")
+    """A whole table of one run: requests, events, instances or steps; an enumerated column comes as plain strings.
+
+    Without that file the program ends with one sentence, exit 2.
+    """
+    path = directory / f"{name}.parquet"
+    if not path.exists():
+        how = ", which engine.record_steps=true writes" if name == "steps" else ""
+        words.stop(f"The run in {directory} has no {path.name}{how}: take that run away, or make it again.")
+    return pd.read_parquet(path)
 
 
 def rows(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from llumnix.engines.sim.fit import fit_steps
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.errors import ConfigError
 from llumnix.recorded_limits import NEARLY_FULL_PERCENT, TIMESERIES
-from runners.gpu_file import gpu_yaml
+from runners.gpu_file import best_link, gpu_yaml
 from runners.profile_source import STEPS, Source
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def run(words: Sequence[str]) -> Iterator[RenderableType | str]:
     cost = replace(fit.cost, kv_blocks=cluster.kv_blocks or 0)
     gpu_file = directory / "gpu" / f"{source.name}.yaml"
     with record.replacing(gpu_file) as temporary:
-        temporary.write_text(gpu_yaml(source.name, model.name, cost, fit.errors), encoding="utf-8")
+        link = best_link(source.links())
+        temporary.write_text(gpu_yaml(source.name, model.name, cost, fit.errors, link), encoding="utf-8")
     yield f"{source.profile}: {len(steps['step_s']):,} steps"
     yield from said
     yield error_table(fit.errors)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from llumnix.record import Columns
 from llumnix.recorded_limits import Limits
 from runners import unfinished_steps
 from runners.config import ServeConfig
+from runners.gpu_file import Link
 from runners.unfinished_steps import UNFINISHED
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -76,6 +78,11 @@ class Source:
         settings = replace(settings, cluster=replace(settings.cluster, **shown))
         return cls(profile=where, requests=requests, limits=limits, name=name, settings=settings)
 
+    def links(self) -> list[Link]:
+        """Copies that were measured together with the steps; none where that is not written down."""
+        found = _about(self.profile).get("links", [])
+        return [Link(**link) for link in found]
+
     def steps(self) -> tuple[Columns, DenseLine | None, list[str]]:
         """The table of steps, the dense line if that was measured, and what is to be said about them.
 
@@ -125,12 +132,20 @@ def _requests_beside(path: Path, where: Path) -> Path | None:
 
 def _measured_engine(profile_path: Path) -> list[str]:
     """The engine that was measured here, as it would be typed; nothing where that is not written down."""
+    about = _about(profile_path)
+    if not {"model", "kv_blocks"} <= about.keys():
+        return []
+    return [f"model={about['model']}", f"cluster.kv_blocks={about['kv_blocks']}"]
+
+
+def _about(profile_path: Path) -> dict[str, Any]:
+    """What profile.json beside the profile says; nothing if there is none."""
     folder = profile_path if profile_path.is_dir() else profile_path.parent
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return [f"model={about['model']}", f"cluster.kv_blocks={about['kv_blocks']}"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _steps_in(path: Path) -> tuple[Columns, list[str]]:

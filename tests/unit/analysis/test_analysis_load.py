@@ -171,3 +171,11 @@ def test_the_list_of_runs_shows_state_reason_and_headlines(
     assert "OSError: [disk] is full" in failed
     assert "rejected" not in printed  # nothing was: no column for it
     assert printed.splitlines()[-1] == "2 runs: 1 done, 1 failed"
+
+
+def test_a_run_without_a_table_that_a_figure_needs_ends_the_program_with_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        load.table(tmp_path, "steps")
+    assert "has no steps.parquet, which engine.record_steps=true writes" in " ".join(capsys.readouterr().err.split())
