@@ -1,7 +1,8 @@
 """Ray around llumlets and the global scheduler: actors, and proxies that give every call its time limit.
 
-All actors of a cluster carry a name in one namespace, by which they find each other, also after a restart. Arguments
-go from the caller's process to the actor's; large ones (KV blocks between nodes) through Ray's object store.
+All actors of a cluster carry a name in one namespace, by which they find each other, also after a restart. What is
+frequent, or waited for, goes from process to process (calls.py); Ray says where they listen, and carries what is rare
+or large: KV blocks between nodes go through its object store.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def instance_name(instance_id: int) -> str:
 
 
 class LlumletActor:
-    """The process of one instance. Its methods are those of Llumlet."""
+    """The process of one instance. Methods are those of Llumlet that go through Ray; it answers the others as calls."""
 
     def __init__(
         self,
@@ -136,7 +137,10 @@ class LlumletActor:
 
 
 class SchedulerActor:
-    """The process of the global scheduler. Its state is what instances report, so a restart needs nothing else."""
+    """The process of the global scheduler, which answers calls to Control.
+
+    Its state is what instances report, so a restart needs nothing else.
+    """
 
     def __init__(self, namespace: str, scheduler: Scheduler, limits: Limits, instances: int, log_level: int) -> None:
         logging.basicConfig(level=log_level, format="%(asctime)s scheduler %(levelname)s %(message)s")

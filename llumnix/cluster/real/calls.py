@@ -85,7 +85,7 @@ class CallLink:
         try:
             connection.settimeout(limit_s)
             connection.sendall(_call(method, arguments, answered=True))
-            done, answer = pickle.loads(channel.message(connection, time.monotonic() + limit_s))
+            content = channel.message(connection, time.monotonic() + limit_s)
         except TimeoutError:
             connection.close()
             raise NoAnswer(f"{method} was not answered within {limit_s:g} s") from None
@@ -93,6 +93,7 @@ class CallLink:
             connection.close()
             raise InstanceLost(f"the connection of a call to {method} broke: {error}") from None
         self._keep(connection)
+        done, answer = pickle.loads(content)
         if not done:
             raise answer
         return answer
