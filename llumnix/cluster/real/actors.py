@@ -7,7 +7,6 @@ or large: KV blocks between nodes go through its object store.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from llumnix.cluster.real.calls import CallLink, CallServer
+from llumnix.cluster.real.collector import spare_what_is_here
 from llumnix.cluster.real.control import Control, NoInstance
 from llumnix.cluster.real.llumlet import Llumlet
 from llumnix.cluster.real.messages import (
@@ -95,9 +95,7 @@ class LlumletActor:
             node=ray.get_runtime_context().get_node_id(),
             on_failure=lambda _: os._exit(1),
         )
-        # What the engine consists of stays; without it a full collection takes no tenth of a second out of a step.
-        gc.collect()
-        gc.freeze()
+        spare_what_is_here()
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._news = NewsServer(self._llumlet.news, host, gather_s=GATHER_S, silence_s=limits.poll_s)
         self._llumlet.push = lambda at_once: self._news.push(at_once=at_once)
@@ -153,6 +151,7 @@ class SchedulerActor:
         called = (control.report, control.dispatch, control.instance_down, control.scaling_check, control.may_terminate)
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._calls = CallServer({method.__name__: method for method in (*called, control.traffic)}, host)
+        spare_what_is_here()
         threading.Thread(target=control.run, name="rounds", daemon=True).start()
 
     def call_address(self) -> Address:

@@ -12,6 +12,7 @@ import numpy as np
 
 from llumnix.cluster.real.actors import ActorOptions
 from llumnix.cluster.real.build import engine_options
+from llumnix.cluster.real.collector import sparing_what_is_here
 from llumnix.cluster.real.fleet import Fleet
 from llumnix.cluster.real.front_end import FrontEnd, Life, Stream
 from llumnix.cluster.real.load_generator import Drift, send_all
@@ -67,9 +68,10 @@ def serve(
     run = warm.serving(engines, scheduler, record_steps=engine.record_steps, transports=engine.transports)
     with run as running_cluster:
         requests = engine_requests(workload, seed)
-        result, start_s = drive(
-            workload, requests, running_cluster.front_end, scheduler, engine, progress, running_cluster.fleet
-        )
+        with sparing_what_is_here():
+            result, start_s = drive(
+                workload, requests, running_cluster.front_end, scheduler, engine, progress, running_cluster.fleet
+            )
         traffic = running_cluster.traffic()
         if engine.record_steps:
             result.steps = _step_columns(running_cluster.steps(), start_s)
