@@ -37,7 +37,8 @@ HELP = """Fits the cost model of the simulated engine: to a real engine, measure
   from        a directory with dense.csv, per_sequence.csv and attention.csv (also in one folder below), or with
               steps.parquet; or a table of steps, .parquet or .csv, with the columns of llumnix/profile.py;
               docs/simulator.md has the formats, docs/profiling.md what may be different in them
-  model       whose profile it is (default llama31_8b); a profile of layers needs its number of layers, model.layers
+  model       whose profile it is (default: the one that a folder is named after, or llama31_8b); a profile of layers
+              needs its number of layers, model.layers
   name        of the GPU option and of outputs/profile/<name>/ (default: the name of the directory or file)
 == The engine that served requests.jsonl, by default as vLLM V1 sets it ==
   kv_blocks                of its KV cache; needed where it was ever full and timeseries.csv does not show it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ DEFAULTS = [
 SHORT = ("kv_blocks", "max_num_seqs", "max_num_batched_tokens", "block_size_tokens")
 """Keys of the cluster group that may be typed without it."""
 
+FOLDERS = 4
+"""How many of the innermost folders of a profile may be named after its model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -65,7 +69,8 @@ class Source:
         rest = [f"cluster.{word}" if word.partition("=")[0] in SHORT else word for word in words]
         rest = [word for word in rest if not word.startswith("from=")]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            settings = OmegaConf.to_object(compose("serve", [*DEFAULTS, *_measured_engine(where), *rest]))
+            known = [*_named_model(where), *_measured_engine(where)]
+            settings = OmegaConf.to_object(compose("serve", [*DEFAULTS, *known, *rest]))
         assert isinstance(settings, ServeConfig)
         name = settings.name if settings.name != "serve" else (path.stem if path.is_file() else path.resolve().name)
         requests = _requests_beside(path, where)
@@ -128,6 +133,20 @@ def _requests_beside(path: Path, where: Path) -> Path | None:
     if len(found) > 1:
         raise ConfigError(f"from={path} has {len(found)} files {ground_truth.REQUESTS_JSONL}: leave one of them there.")
     return found[0] if found else None
+
+
+def _named_model(profile_path: Path) -> list[str]:
+    """The model that one of the inner folders is named after, as it would be typed: Llama-3.1-8B/bf16/tp1."""
+    models = [file.stem for file in (CONF / "model").glob("*.yaml") if re.search(r"\d", file.stem)]  # not "tiny"
+    for folder in reversed(profile_path.resolve().parts[-FOLDERS:]):
+        found = [model for model in models if _bare(model) in _bare(folder)]
+        if found:
+            return [f"model={max(found, key=len)}"]
+    return []
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _measured_engine(profile_path: Path) -> list[str]:
