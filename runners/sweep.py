@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llumnix.errors import ConfigError
 from runners.outcome import Outcome, State
 
 ENV = "LLUMNIX_SWEEP_LOG"
@@ -113,7 +114,8 @@ class Follower(threading.Thread):
 def is_excluded(settings: Mapping[str, str], exclude: Iterable[Mapping[str, str]]) -> bool:
     """True if all entries of one of the `exclude` items fit the options and values of a job.
 
-    An entry fits if the setting is one of its comma-separated values; numbers compare as numbers.
+    An entry fits if the setting is one of its comma-separated values; numbers compare as numbers, and `<2` and `>8` are
+    all numbers below and above.
     """
     return any(item and all(_fits(settings.get(key), values) for key, values in item.items()) for item in exclude)
 
@@ -125,7 +127,16 @@ def chosen(job: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fits(setting: str | None, values: str) -> bool:
-    return setting is not None and _comparable(setting) in map(_comparable, values.split(","))
+    return setting is not None and any(_is(_comparable(setting), value.strip()) for value in values.split(","))
+
+
+def _is(setting: float | str, value: str) -> bool:
+    if value[:1] not in ("<", ">"):
+        return setting == _comparable(value)
+    bound = _comparable(value[1:])
+    if isinstance(bound, str):
+        raise ConfigError(f"exclude: {value} is no bound; type a number behind < or >, such as <2.")
+    return isinstance(setting, float) and (setting < bound if value[0] == "<" else setting > bound)
 
 
 def _comparable(value: str) -> float | str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llumnix.errors import ConfigError
 from runners.outcome import Outcome, State
 from runners.sweep import ENV, Follower, SweepLog, chosen, covering, is_excluded
 
@@ -104,6 +105,18 @@ def test_values_are_excluded_like_options_and_numbers_compare_as_numbers(cv: str
     assert is_excluded({"arrivals": "poisson", "cv": cv}, exclude) is excluded
     assert not is_excluded({"arrivals": "gamma", "cv": cv}, exclude)
     assert not is_excluded({"arrivals": "poisson"}, exclude)
+
+
+@pytest.mark.parametrize(
+    ("qps", "excluded"), [("1.9", True), ("2", False), ("5", True), ("8.0", False), ("8.1", True), ("${x}", False)]
+)
+def test_all_rates_below_and_above_are_excluded(qps: str, excluded: bool) -> None:
+    assert is_excluded({"trace": "m_m", "qps": qps}, [{"trace": "m_m", "qps": "<2, 5, >8"}]) is excluded
+
+
+def test_a_bound_that_is_no_number_is_said() -> None:
+    with pytest.raises(ConfigError, match="exclude: <many is no bound"):
+        is_excluded({"qps": "2"}, [{"qps": "<many"}])
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), max_size=30))
