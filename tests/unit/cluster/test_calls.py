@@ -127,7 +127,9 @@ def test_telling_notices_at_once_that_the_other_side_has_gone() -> None:
     listener, address = channel.listen("127.0.0.1")
     link = CallLink(address)
     link.open(5.0)
-    listener.accept()[0].close()
+    connection: socket.socket = listener.accept()[0]
+    assert channel.let_in(connection, address)
+    connection.close()  # in good order, so that sending would not fail yet
     with listener, pytest.raises(InstanceLost):
         link.tell("note", 5.0, 1)
 
