@@ -34,8 +34,7 @@ def build(
     """Draw `num_requests` requests (fewer if the trace is shorter), at `qps` requests/s and gap variation `cv`.
 
     `seed` changes lengths, arrivals and priorities. `repeat` > 0 keeps lengths, moves each arrival by some milliseconds
-    and draws anew who is of high priority, since who was in the published runs is not known. The result is a pure
-    function of the arguments. ConfigError for a value out of range, TraceError for a file that cannot be read.
+    and draws anew who is of high priority, unless the trace says who is. The result is a pure function of the arguments. ConfigError for a value out of range, TraceError for a file that cannot be read.
     """
     _check(seed=seed, repeat=repeat, num_requests=num_requests, high_priority_fraction=high_priority_fraction)
     streams = trace.streams(seed)
@@ -44,7 +43,9 @@ def build(
     arrival_s = arrivals.times(count, qps=qps, cv=cv, stamp_s=lengths.stamp_s, rng=streams.arrivals)
     if repeat:
         arrival_s = _jittered(arrival_s, seed, repeat)
-    priority = _priorities(count, high_priority_fraction, seed, repeat)
+    draws = lengths.class_draws if lengths.class_draws is not None else _class_draws(count, seed, repeat)
+    high = draws < high_priority_fraction
+    priority = np.where(high, int(Priority.HIGH), int(Priority.NORMAL)).astype(np.int64)
     return Workload(
         arrival_s=arrival_s,
         prompt_tokens=lengths.prompt_tokens,
@@ -81,11 +82,9 @@ def _jittered(arrival_s: FloatArray, seed: int, repeat: int) -> FloatArray:
     return np.sort(np.maximum(moved, 0.0))
 
 
-def _priorities(count: int, high_priority_fraction: float, seed: int, repeat: int) -> IntArray:
+def _class_draws(count: int, seed: int, repeat: int) -> FloatArray:
     spawn_key = (_PRIORITY, repeat) if repeat else (_PRIORITY,)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
-    high = rng.random(count) < high_priority_fraction
-    return np.where(high, int(Priority.HIGH), int(Priority.NORMAL)).astype(np.int64)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key)).random(count)
 
 
 def _sha256(*columns: FloatArray | IntArray) -> str:

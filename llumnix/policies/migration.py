@@ -24,17 +24,19 @@ class RequestChoice(StrEnum):
 
 
 class HighPriorityMoves(StrEnum):
-    """When a high-priority request may leave its instance; never before a normal one, unless like_any.
+    """When a high-priority request may leave its instance; never before a normal one, but for the last two.
 
-    to_drain: only to empty an instance that is to be terminated; for any other reason the released code looks for
-    normal requests, too. to_relieve: also off an instance that is short of memory, which is one that would be a source
-    without any headroom. last: whenever no normal one is left (the paper's "lower priority first", taken literally).
+    to_drain: only to empty an instance that is to be terminated. to_relieve: also off an instance that is short of
+    memory, which is one that would be a source without any headroom. last: whenever no normal one is left (the paper's
+    "lower priority first", taken literally). beside_normal: as the released code, which looks for a normal request, and
+    where it finds one takes the first in order of all (a slip); to empty an instance, the others as well.
     like_any: the class is ignored (Llumnix-base).
     """
 
     to_drain = "to_drain"
     to_relieve = "to_relieve"
     last = "last"
+    beside_normal = "beside_normal"
     like_any = "like_any"
 
 
@@ -141,7 +143,7 @@ M = TypeVar("M", bound=Movable)
 def high_may_leave(load: InstanceLoad, policy: MigrationPolicy) -> bool:
     """Tell whether an instance whose load is `load`, and that has no normal request to give, gives a high one."""
     match policy.high_priority:
-        case HighPriorityMoves.to_drain:
+        case HighPriorityMoves.to_drain | HighPriorityMoves.beside_normal:
             return load.draining
         case HighPriorityMoves.to_relieve:
             return is_source(load, migration_freeness(load, _NO_HEADROOM), policy)
@@ -157,7 +159,8 @@ def choose_request(running: Sequence[M], policy: MigrationPolicy, load: Instance
     candidates = running
     if policy.high_priority is not HighPriorityMoves.like_any:
         normal = [r for r in running if r.priority is Priority.NORMAL]
-        candidates = running if not normal and high_may_leave(load, policy) else normal
+        beside = policy.high_priority is HighPriorityMoves.beside_normal
+        candidates = running if (beside if normal else high_may_leave(load, policy)) else normal
     if not candidates:
         return None
     if policy.request_choice is RequestChoice.youngest:

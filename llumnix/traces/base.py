@@ -43,7 +43,8 @@ class Lengths:
     """A request per row, in the order of sending; rows_in == len(prompt_tokens) + sum(dropped.values()).
 
     `stamp_s` holds the trace's own times (sorted, first one 0), or None where the source has none. `inversions` counts
-    the rows of the source that were stamped earlier than the row before them.
+    the rows of the source that were stamped earlier than the row before them. `class_draws` holds a number of [0, 1) for
+    each request, which is of high priority if that is below their fraction; None where the trace does not say.
     """
 
     prompt_tokens: IntArray
@@ -55,6 +56,7 @@ class Lengths:
     rows_in: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     inversions: int = 0
+    class_draws: FloatArray | None = None
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,37 @@ def test_a_repeat_moves_arrivals_by_milliseconds_keeps_lengths_and_draws_the_cla
         assert 0.5 * REPEAT_JITTER_S < moved.std() < 1.1 * REPEAT_JITTER_S
         assert abs(moved).max() < 8 * REPEAT_JITTER_S
     assert not np.array_equal(first.arrival_s, second.arrival_s)
+
+
+def test_the_artifact_draws_the_classes_after_the_token_ids_and_a_number_for_each_session() -> None:
+    trace = replace(generated(), class_stream=Stream.artifact)
+    workloads = [make(trace, num_requests=300, high_priority_fraction=0.3, repeat=repeat) for repeat in (0, 1)]
+    python = random.Random(0xCADE)
+    for tokens in workloads[0].prompt_tokens:
+        for _ in range(tokens):
+            python.randint(10, 32000)
+    for _ in range(300):
+        python.random()
+    expected = [python.random() < 0.3 for _ in range(300)]
+    for workload in workloads:
+        assert (workload.priority == Priority.HIGH).tolist() == expected
+
+
+def test_the_classes_of_figure_13_have_the_lengths_that_its_points_show() -> None:
+    trace = replace(generated(128, 128), class_stream=Stream.artifact)
+    workload = make(trace, num_requests=10_000, high_priority_fraction=0.1)
+    high = workload.priority == Priority.HIGH
+    assert high.sum() == 1022
+    # Llumnix-base is blind to the classes, so decode execution times are as output lengths are: 0.949 to 0.959.
+    ratio = workload.output_tokens[high].mean() / workload.output_tokens[~high].mean()
+    assert ratio == pytest.approx(0.944, abs=0.001)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"trace": generated()}])
+def test_other_seeds_and_streams_have_classes_of_their_own_in_each_repeat(changes: dict[str, Any]) -> None:
+    options = {"trace": replace(generated(), class_stream=Stream.artifact), "high_priority_fraction": 0.5, **changes}
+    first, second = (make(**options, repeat=repeat) for repeat in (0, 1))
+    assert not np.array_equal(first.priority, second.priority)
 
 
 def test_priorities_have_their_own_generator() -> None:
