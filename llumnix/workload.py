@@ -34,7 +34,8 @@ def build(
     """Draw `num_requests` requests (fewer if the trace is shorter), at `qps` requests/s and gap variation `cv`.
 
     `seed` changes lengths, arrivals and priorities. `repeat` > 0 keeps lengths, moves each arrival by some milliseconds
-    and draws anew who is of high priority, unless the trace says who is. The result is a pure function of the arguments. ConfigError for a value out of range, TraceError for a file that cannot be read.
+    and draws anew who is of high priority, unless the trace says who is. The result is a pure function of the
+    arguments. ConfigError for a value out of range, TraceError for a file that cannot be read.
     """
     _check(seed=seed, repeat=repeat, num_requests=num_requests, high_priority_fraction=high_priority_fraction)
     streams = trace.streams(seed)

@@ -68,7 +68,7 @@ class MigrationPolicy:
     out_threshold_blocks: float = 3.0
     in_threshold_blocks: float = 3.0
     request_choice: RequestChoice = RequestChoice.youngest
-    high_priority: HighPriorityMoves = HighPriorityMoves.to_drain
+    high_priority: HighPriorityMoves = HighPriorityMoves.to_relieve
     preempted_is_source: bool = True
     persistent_pairs: bool = False
     max_stages: int = 2

@@ -43,8 +43,8 @@ class Lengths:
     """A request per row, in the order of sending; rows_in == len(prompt_tokens) + sum(dropped.values()).
 
     `stamp_s` holds the trace's own times (sorted, first one 0), or None where the source has none. `inversions` counts
-    the rows of the source that were stamped earlier than the row before them. `class_draws` holds a number of [0, 1) for
-    each request, which is of high priority if that is below their fraction; None where the trace does not say.
+    the rows of the source that were stamped earlier than the row before them. `class_draws` holds a number of [0, 1)
+    for each request, which is of high priority if that is below their fraction; None where the trace does not say.
     """
 
     prompt_tokens: IntArray

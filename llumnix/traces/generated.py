@@ -79,8 +79,8 @@ def artifact_class_draws(prompt_tokens: IntArray) -> FloatArray:
     """Return the numbers by which the artifact's client chooses the class of each request, in the order of sending.
 
     They come out of Python's generator after the ids of all prompt tokens and one number for each session. An id takes
-    the upper 15 bits of one of the generator's words, or of the next one where they exceed the range. NumPy has the same
-    generator and the same numbers of [0, 1), and needs no loop over tokens.
+    the upper 15 bits of one of the generator's words, or of the next one where they exceed the range. NumPy has the
+    same generator and the same numbers of [0, 1), and needs no loop over tokens.
     """
     ids, width = int(prompt_tokens.sum()), LAST_TOKEN_ID - FIRST_TOKEN_ID + 1
     skip = 32 - width.bit_length()

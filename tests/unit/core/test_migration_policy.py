@@ -136,14 +136,14 @@ def test_a_high_priority_request_leaves_before_a_normal_one_only_where_the_polic
 
 
 def test_headroom_alone_moves_no_high_priority_request_but_want_of_memory_does() -> None:
-    high, policy = Running(1, 300, Priority.HIGH), MigrationPolicy(high_priority=HighPriorityMoves.to_relieve)
+    high, policy = Running(1, 300, Priority.HIGH), MigrationPolicy()
     roomy = replace(load(0, 200), high_priority=1)
     assert is_source(roomy, migration_freeness(roomy, FreenessRule()), policy)  # its headroom makes it one
     assert choose_request([high], policy, roomy) is None
     full = replace(load(0, 2), high_priority=1)
     assert choose_request([high], policy, full) is high
     assert choose_request([high], policy, replace(roomy, waiting=1, waiting_tokens=16 * 400)) is high
-    assert choose_request([high], MigrationPolicy(), full) is None  # the default: only to drain
+    assert choose_request([high], MigrationPolicy(high_priority=HighPriorityMoves.to_drain), full) is None
 
 
 @pytest.mark.parametrize("rule", RequestChoice)
