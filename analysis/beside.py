@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,6 +12,23 @@ from analysis import grid, load
 
 SIMULATED = " (simulated)"
 ROW_IN = 2.3
+
+
+def system(runs: pd.DataFrame) -> pd.Series:
+    """Say what each run was on: instances and GPU, and KV blocks where they are not those that most runs have."""
+    return pd.Series([_system(run, runs["config.cluster.kv_blocks"].mode()) for run in load.rows(runs)], runs.index)
+
+
+def _system(run: dict[str, Any], usual_blocks: pd.Series) -> str:
+    count = int(run["config.cluster.instances"])
+    words = [f"{count} instance{'s' if count > 1 else ''}", str(run["config.gpu.label"])]
+    share = run.get("config.engine.num_gpus")
+    if not pd.isna(share) and 0 < share < 1:
+        words.append(f"{1 / share:.0f} per GPU")
+    blocks = run["config.cluster.kv_blocks"]
+    if not pd.isna(blocks) and blocks not in usual_blocks.to_numpy():
+        words.append(f"{int(blocks)} KV blocks")
+    return ", ".join(words)
 
 
 def frame(runs: pd.DataFrame, row: pd.Series, x: pd.Series, metrics: Mapping[str, str]) -> pd.DataFrame:

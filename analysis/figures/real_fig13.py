@@ -14,12 +14,12 @@ LABEL = "CV of the arrivals"
 
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row of panels per class, of the runs with both."""
+    """A row of panels per class and system, of the runs with both classes."""
     runs = runs[(runs["arrivals"] == "gamma") & (runs["high_priority_fraction"] > 0)]
     frames = []
     for name, prefix in fig13.CLASSES.items():
         keys = {metric: prefix + key for metric, key in grid.LATENCIES.items()}
-        frames.append(beside.frame(runs, pd.Series(name, index=runs.index), runs["cv"], keys))
+        frames.append(beside.frame(runs, name + ",\n" + beside.system(runs), runs["cv"], keys))
     return beside.samples(pd.concat(frames, ignore_index=True), "real_fig13", "cv", LABEL)
 
 

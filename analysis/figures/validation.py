@@ -1,7 +1,8 @@
 """Real engines and the simulator on the same requests: how far the prediction is off.
 
-A pair is a run on real engines and the latest simulated run of the same requests under the same scheduler on as many
-instances. Errors are (simulated - real) / real of one statistic over the requests of a run.
+A pair is a run on real engines and the latest simulated run of the same requests under the same scheduler on the same
+system: as many instances, on a GPU of the same label, with as many KV blocks. Errors are (simulated - real) / real of
+one statistic over the requests of a run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import load
+from analysis import beside, load
 from analysis.style import GREY, PALETTE
 from llumnix import metrics
 
@@ -51,7 +52,8 @@ BREAK = 12.0
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """Per workload and scheduler: statistics and counts of both worlds, and errors where both have run."""
     rows: list[dict[str, Any]] = []
-    for key, of_pair in runs.groupby(["workload.sha256", "config.scheduler.name", "config.cluster.instances"]):
+    runs = runs.assign(system=beside.system(runs))
+    for key, of_pair in runs.groupby(["workload.sha256", "config.scheduler.name", "system"]):
         del key
         worlds = {}
         for is_simulated, of_world in of_pair.groupby(of_pair["config.engine.name"] == "sim"):
@@ -141,12 +143,10 @@ def report(points: pd.DataFrame, notes: Sequence[str]) -> str:
 
 def _known(run: dict[str, Any]) -> dict[str, Any]:
     bursts = f", CV {run['cv']:g}" if run["arrivals"] == "gamma" else ""
-    count = int(run["config.cluster.instances"])
     rate = float(run["requested_rate_per_s"] if pd.isna(run["qps"]) else run["qps"])
-    many = f", {count} instance{'s' if count > 1 else ''}"
     return {
         "figure": EXPERIMENT,
-        "row": f"{run['config.trace.label']}, {rate:.3g}/s{bursts}{many}",
+        "row": f"{run['config.trace.label']}, {rate:.3g}/s{bursts}, {run['system']}",
         "series": run["config.scheduler.label"],
         "x_name": "request_rate",
         "x": rate,

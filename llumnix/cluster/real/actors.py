@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,10 @@ class LlumletActor:
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._news = NewsServer(self._llumlet.news, host, gather_s=GATHER_S, silence_s=limits.poll_s)
         self._llumlet.push = lambda at_once: self._news.push(at_once=at_once)
-        called = ("submit", "abort", "settle", "set_draining", "is_empty", "reserve", "extend", "land", "cancel")
-        self._calls = CallServer({name: getattr(self._llumlet, name) for name in called}, host)
+        front_end = ("submit", "abort", "settle", "set_draining", "is_empty")
+        sources = ("reserve", "extend", "expect", "land", "cancel")
+        called = {name: getattr(self._llumlet, name) for name in (*front_end, *sources)}
+        self._calls = CallServer(called, host)
         self._llumlet.start()
         if record_steps or transports:
             self._llumlet.begin_run(record_steps=record_steps, transports=transports)
@@ -234,6 +237,9 @@ class RayInstance:
         """Send parcels through Ray: those that hold their bytes are large."""
         return bool(self._actor.ask("receive", self._limits.copy_s, request_id, tag, first_block, parcels))
 
+    def expect(self, request_id: str, tag: Tag) -> None:
+        self._calls.tell("expect", self._limits.control_s, request_id, tag)
+
     def land(self, landing: Landing) -> bool:
         return bool(self._calls.ask("land", self._limits.copy_s, landing))
 
@@ -305,21 +311,31 @@ class _Calls:
 
     def ask(self, method: str, limit_s: float, *arguments: Any) -> Any:
         """Call a method and wait for its answer. Raises InstanceLost, NoAnswer, or what the method raised."""
-        link = self._link
-        if link is None:
-            link = self._link = CallLink(self._actor.ask("call_address", limit_s))
-        try:
+        with self._linked(limit_s) as link:
             return link.ask(method, limit_s, *arguments)
-        except (InstanceLost, NoAnswer):
-            if self._link is link:
-                self.hang_up()
-            raise
+
+    def tell(self, method: str, limit_s: float, *arguments: Any) -> None:
+        """Call a method without waiting for it to be done; InstanceLost if the other side is known to have gone."""
+        with self._linked(limit_s) as link:
+            link.tell(method, limit_s, *arguments)
 
     def hang_up(self) -> None:
         """Look the process up again for the next call."""
         link, self._link = self._link, None
         if link is not None:
             link.close()
+
+    @contextmanager
+    def _linked(self, limit_s: float) -> Iterator[CallLink]:
+        link = self._link
+        if link is None:
+            link = self._link = CallLink(self._actor.ask("call_address", limit_s))
+        try:
+            yield link
+        except (InstanceLost, NoAnswer):
+            if self._link is link:
+                self.hang_up()
+            raise
 
 
 class _Named:

@@ -82,6 +82,17 @@ class EngineThread:
             future.cancel()
             raise NoAnswer(f"the engine thread did not answer within {limit_s:g} s") from None
 
+    def post(self, function: Callable[[Engine], None]) -> None:
+        """Run `function` between two steps, some time; nobody waits for it, and its errors are only logged."""
+
+        def command() -> None:
+            try:
+                function(self._engine)
+            except Exception:
+                log.exception("what nobody waits for failed")
+
+        self._commands.put(command)
+
     def _loop(self) -> None:
         try:
             while not self._stopping:

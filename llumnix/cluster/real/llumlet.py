@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 10_000
 """How many outdated requests an instance remembers, so that a message about one that comes late is refused."""
 
+LANDS_WITHIN_S = 0.1
+"""How long an engine plans no step ahead for a request whose last stage does not come: a few steps of a source."""
+
 _TWO_STAGES = MigrationPolicy()
 
 
@@ -262,6 +265,15 @@ class Llumlet:
             return engine.write_blocks(request_id, first_block, parcels)
 
         return _waited(self.thread.call(write, self.limits.copy_s))
+
+    def expect(self, request_id: str, tag: Tag) -> None:
+        """Be ready for the last stage of a request: its source lets it end one more step, then it comes. No wait."""
+
+        def expect(engine: Engine) -> None:
+            if self._expected(request_id, tag) is not None:
+                engine.expect(request_id, LANDS_WITHIN_S)
+
+        self.thread.post(expect)
 
     def land(self, landing: Landing) -> bool:
         """Take the last blocks and go on with the request; False if that cannot be: it then stays where it is."""

@@ -7,6 +7,7 @@ can know whether the request goes on there; the source then lets go of it and th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ from llumnix.migration import Abort, AbortReason, Action, Commit, Copy, Freeze, 
 from llumnix.policies.migration import MigrationMethod, MigrationPolicy
 
 log = logging.getLogger(__name__)
+HAND_OVER_S = 0.002
+"""How long an engine's thread holds still, at most, so that the last stage leaves first; a request waits for that."""
 
 
 class Source(Protocol):
@@ -82,6 +85,7 @@ class Move:
         self._froze_s = 0.0
         self._downtime_s = 0.0
         self._refusal = ""
+        self._handing_over = threading.Event()
         self._handed_over = False  # it is, or may be, the destination's: it must not go on here
         self._end_s = time.monotonic() + source.limits.migration_s
 
@@ -201,6 +205,8 @@ class Move:
                 return
             try:
                 resting.set_result(blocks if isinstance(blocks, AbortReason) else self._at_rest(engine, blocks))
+                if self._accepted is not None:  # this thread would keep the interpreter lock while it plans a step
+                    self._handing_over.wait(HAND_OVER_S)
             except Exception as error:  # not the engine thread's affair
                 resting.set_exception(error)
 
@@ -212,10 +218,15 @@ class Move:
 
         self._call(freeze)
         try:
+            if self._accepted is not None and not resting.done():
+                self._peer.expect(self._request_id, self._tag)
             frozen = resting.result(self._source.limits.step_s)
+        except LinkError as error:
+            return self._unreachable(error)
         except FutureTimeout:
-            resting.cancel()
             raise NoAnswer("the request did not come to rest") from None
+        finally:
+            resting.cancel()  # nobody waits any more
         if isinstance(frozen, AbortReason):
             return self._machine.gone(frozen)
         self._frozen = frozen
@@ -247,6 +258,7 @@ class Move:
             begin_by_s if by_name else None,
         )
         self._handed_over = True
+        self._handing_over.set()
         try:
             landed = self._handed_over = self._peer.land(landing)
         except Exception as error:  # whatever it was, the destination may have got as far as to go on

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -147,10 +148,13 @@ class VllmEngine:
         """Run one step of the core; with asynchronous scheduling its outputs are those of an earlier one."""
         if not self.has_work():
             return StepResult()
+        if self._unsupported is None:
+            self._scheduler.finishing = bool(self._core.batch_queue) and self._scheduler.expects(time.monotonic())
         outputs, executed = self._core.step_fn()
         self._core.post_step(executed)
         result = StepResult(outputs=self._translate(outputs or {}))
         if self._unsupported is None:
+            self._scheduler.finishing = False
             result.scheduled.update(self._scheduler.scheduled_tokens)
             result.preempted.extend(self._scheduler.preempted_ids)
             self._scheduler.scheduled_tokens = {}
@@ -287,6 +291,11 @@ class VllmEngine:
     def extend(self, request_id: str, blocks: int) -> bool:
         """Set `blocks` more aside; False if there is no room."""
         return request_id in self._scheduler.arriving and bool(self._scheduler.extend(request_id, blocks))
+
+    def expect(self, request_id: str, limit_s: float) -> None:
+        """Plan no step ahead until the request has come, at most for `limit_s`."""
+        if self._unsupported is None:
+            self._scheduler.expect(request_id, time.monotonic() + limit_s)
 
     def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         """Fill reserved blocks from `first_block` on; a copy between GPUs goes on after the return."""

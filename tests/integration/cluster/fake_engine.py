@@ -52,6 +52,7 @@ class FakeRequest:
     table: list[int] = field(default_factory=list)
     computed: int = 0
     leaving: bool = False
+    freezing: bool = False
     frozen: bool = False
     off: AbortReason | None = None
 
@@ -71,7 +72,10 @@ class FakeEngine:
     block_bytes = 1
     carriers = ("inline",)
 
-    def __init__(self, blocks: int = 64, max_running: int = 16, step_s: float = 0.001) -> None:
+    def __init__(
+        self, blocks: int = 64, max_running: int = 16, step_s: float = 0.001, *, steps_ahead: bool = False
+    ) -> None:
+        self.steps_ahead = steps_ahead  # a request that is frozen is in one more step
         self.step_s = step_s
         self.max_running = max_running
         self.migration_unsupported: str | None = None
@@ -113,6 +117,8 @@ class FakeEngine:
         for item in sorted((r for r in self.running if not r.frozen), key=lambda r: r.order):
             if item in self.running and self._make_room(item, result):
                 self._decode(item, result)
+        for item in [*self.running, *self.waiting]:
+            item.frozen, item.freezing = item.frozen or item.freezing, False
         return result
 
     def load(self, instance_id: int, *, draining: bool) -> InstanceLoad:
@@ -176,11 +182,13 @@ class FakeEngine:
 
     def freeze(self, request_id: str) -> None:
         for item in self._find(request_id):
-            item.frozen = True
+            item.freezing, item.frozen = self.steps_ahead, not self.steps_ahead
 
     def frozen_blocks(self, request_id: str) -> int | AbortReason | None:
         if self.departed.off is not None:
             return self.departed.off
+        if self.departed.freezing:
+            return None
         return -(-self.departed.computed // BLOCK_TOKENS)
 
     def final_state(self, request_id: str) -> FinalState:
@@ -189,7 +197,7 @@ class FakeEngine:
 
     def thaw(self, request_id: str) -> bool:
         for item in self._find(request_id):
-            item.leaving = item.frozen = False
+            item.leaving = item.freezing = item.frozen = False
             return True
         return False
 
@@ -215,6 +223,9 @@ class FakeEngine:
             return False
         self.arriving[request_id].table += self._take(blocks)
         return True
+
+    def expect(self, request_id: str, limit_s: float) -> None:
+        assert request_id in self.arriving
 
     def carriers_from(self, departure: Departure) -> tuple[str, ...]:
         return self.carriers
@@ -255,7 +266,8 @@ class FakeEngine:
         (self.running if item in self.running else self.waiting).remove(item)
         self.preempted_ids.discard(item.request.request_id)
         self.free += item.table
-        item.table, item.off, item.frozen, item.leaving = [], why, False, False
+        item.table, item.off = [], why
+        item.freezing = item.frozen = item.leaving = False
 
     def _admit(self) -> None:
         for item in sorted(self.waiting, key=lambda r: r.order):

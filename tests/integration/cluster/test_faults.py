@@ -34,6 +34,7 @@ STEPS = [
     "extend",
     "extend answered",
     "freeze",
+    "expect",
     "land",
     "land answered",
     "release",
@@ -227,25 +228,26 @@ HITS_DESTINATION = {
 }
 
 ENDINGS = {
-    # steps:                       reserve  stage  extend  freeze  land  release
-    "source killed":              "L L      L L    L L     L       L .   .",
-    "destination killed":         ". .      . .    . .     L       L L   L",
-    "global scheduler killed":    ". .      . .    . .     .       . .   .",
-    "link to source lost":        "L L      L L    L L     L       L .   .",
-    "link to destination lost":   ". .      . .    . .     L       L L   L",
-    "sight of source lost":       "L L      L L    L L     L       L .   .",
-    "sight of destination lost":  "L L      L L    L L     L       L L   L",
-    "source hangs":               "L L      L L    L L     L       . .   .",
-    "destination hangs":          ". .      . .    . .     L       L L   L",
-    "message lost":               ". .      . .    . .     -       L .   -",
-    "destination refuses":        ". .      . .    . .     .       . .   .",
-    "source out of memory":       ". .      . .    . .     .       . .   .",
-    "destination out of memory":  ". .      . .    . .     .       . .   .",
-    "client cancels":             "C C      C C    C C     C       C C   C",
+    # steps:                       reserve  stage  extend  freeze  expect  land  release
+    "source killed":              "L L      L L    L L     L       L       L .   .",
+    "destination killed":         ". .      . .    . .     .       .       L L   L",
+    "global scheduler killed":    ". .      . .    . .     .       .       . .   .",
+    "link to source lost":        "L L      L L    L L     L       L       L .   .",
+    "link to destination lost":   ". .      . .    . .     .       .       L L   L",
+    "sight of source lost":       "L L      L L    L L     L       L       L .   .",
+    "sight of destination lost":  "L L      L L    L L     L       L       L L   L",
+    "source hangs":               "L L      L L    L L     L       -       . .   .",
+    "destination hangs":          ". .      . .    . .     L       L       L L   L",
+    "message lost":               ". .      . .    . .     -       .       L .   -",
+    "destination refuses":        ". .      . .    . .     .       .       . .   .",
+    "source out of memory":       ". .      . .    . .     .       .       . .   .",
+    "destination out of memory":  ". .      . .    . .     .       .       . .   .",
+    "client cancels":             "C C      C C    C C     C       C       C C   C",
 }  # fmt: skip
 """What becomes of the request that moves: it goes on (.), is lost with its instance (L), or cancelled (C).
 
-A request is lost with whoever has it: the source until the last message is sent, then the destination. That the last
+A request is lost with whoever has it: the source until the last message is sent, then the destination. A source that
+hangs as it lets the destination expect the request may have ended the step in flight before, or not (-). That the last
 message arrived is only known by its answer, so that a request is also lost if the destination does not give one.
 """
 
@@ -263,7 +265,7 @@ def test_cell(fault: str, step: str, ending: str, on_loss: OnLoss) -> None:
     hit = {SOURCE} if fault in HITS_SOURCE else {DESTINATION} if fault in HITS_DESTINATION else set()
     with LocalCluster(
         3,
-        build=lambda _: WatchedFake(blocks=160),
+        build=lambda _: WatchedFake(blocks=160, steps_ahead=True),
         on_loss=on_loss,
         limits=LIMITS,
         restart_s=0.02,

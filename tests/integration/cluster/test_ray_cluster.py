@@ -30,7 +30,7 @@ LIMITS = Limits(control_s=5.0, copy_s=5.0, poll_s=0.1, step_s=5.0, reservation_s
 
 def build(blocks: int, instance_id: int) -> FakeEngine:
     del instance_id
-    return FakeEngine(blocks=blocks, step_s=0.02)
+    return FakeEngine(blocks=blocks, step_s=0.02, steps_ahead=True)
 
 
 def fails(instance_id: int) -> FakeEngine:

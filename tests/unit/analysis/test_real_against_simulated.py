@@ -28,7 +28,8 @@ def make_pair_run(make_run: MakeRun) -> MakeRun:
 
     def make(engine: dict[str, Any], factor: float, sha: str = "a", moves: int = 0, **others: Any) -> Path:
         summary = {"preemptions": 3, "migrations": moves, "requested_rate_per_s": 5.0, "request_latency_mean_s": factor}
-        defaults = {"cluster": {"name": "v1x2", "instances": 2}, "high_priority_fraction": 0.0}
+        cluster = {"name": "v1x2", "instances": 2, "kv_blocks": 851}
+        defaults = {"cluster": cluster, "gpu": {"label": "H100"}, "high_priority_fraction": 0.0}
         directory = make_run(summary=summary, engine=engine, **(defaults | others))
         run = json.loads((directory / "run.json").read_text())
         run["workload"]["sha256"] = sha
@@ -76,15 +77,19 @@ def test_errors_are_those_of_the_simulated_run_of_the_same_requests(make_pair_ru
 
 def test_the_latest_simulated_run_is_the_one_that_counts(make_pair_run: MakeRun, tmp_path: Path) -> None:
     make_pair_run(REAL, 1.0)
-    make_pair_run(SIM, 0.8, started_at="2026-01-02T00:00:00", gpu={"name": "better"})
-    make_pair_run(SIM, 2.0, started_at="2026-01-01T00:00:00", gpu={"name": "worse"})
+    make_pair_run(SIM, 0.8, started_at="2026-01-02T00:00:00", gpu={"name": "better", "label": "H100"})
+    make_pair_run(SIM, 2.0, started_at="2026-01-01T00:00:00", gpu={"name": "worse", "label": "H100"})
     assert value(points_of(tmp_path), "Request Mean error", "Llumnix") == pytest.approx(-0.2)
 
 
-def test_another_scheduler_or_number_of_instances_is_another_pair(make_pair_run: MakeRun, tmp_path: Path) -> None:
+def test_another_scheduler_or_system_is_another_pair(make_pair_run: MakeRun, tmp_path: Path) -> None:
     make_pair_run(REAL, 1.0)
+    make_pair_run({"name": "vllm", "num_gpus": 0.5}, 1.0)
     make_pair_run(SIM, 2.0, scheduler="INFaaS++")
-    make_pair_run(SIM, 2.0, cluster={"name": "v1x4", "instances": 4})
+    make_pair_run(SIM, 2.0, cluster={"name": "v1x4", "instances": 4, "kv_blocks": 851}, gpu={"label": "H200"})
+    make_pair_run(SIM, 2.0, cluster={"name": "v1x4", "instances": 4, "kv_blocks": 851})
+    make_pair_run(SIM, 2.0, gpu={"label": "H200"})
+    make_pair_run(SIM, 2.0, cluster={"name": "v1x2", "instances": 2, "kv_blocks": 200})
     points = points_of(tmp_path)
     assert not points["metric"].str.endswith("error").any()
     assert "Nothing simulated yet" in validation.report(points, [])
