@@ -28,7 +28,9 @@ def best_link(links: Iterable[Link]) -> Link | None:
     return next((by_name[name] for name in CARRIERS[Distance.node] if name in by_name), None)
 
 
-def gpu_yaml(name: str, model: str, cost: StepCost, errors: Iterable[RegionError], link: Link | None = None) -> str:
+def gpu_yaml(
+    name: str, label: str, model: str, cost: StepCost, errors: Iterable[RegionError], link: Link | None = None
+) -> str:
     """The content of conf/gpu/<name>.yaml; costs that are zero, or that were not measured, are left out."""
     copies = {} if link is None else _copies(link)
     missing = ", ".join(key for key in COPIES if key not in copies)
@@ -41,7 +43,7 @@ def gpu_yaml(name: str, model: str, cost: StepCost, errors: Iterable[RegionError
         "# Copies were not measured." if link is None else f"# Copies: by {link.carrier}, within one process.",
         f"# Not measured here, and wanted to simulate migrations: {missing}.",
         f"name: {name}",
-        f"label: {name}",
+        f"label: {label}",
         "costs:",
         f"  {model}:",
     ]

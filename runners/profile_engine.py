@@ -88,6 +88,7 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
         about: dict[str, Any] = {
             "model": config.model.name,
             "gpu": config.gpu.name,
+            "label": config.gpu.label,
             "device": _device(),
             "versions": provenance.versions() | {"vllm": importlib.metadata.version(_vllm())},
             "host": provenance.host(),

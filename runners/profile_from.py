@@ -52,7 +52,7 @@ def run(words: Sequence[str]) -> Iterator[RenderableType | str]:
     gpu_file = directory / "gpu" / f"{source.name}.yaml"
     with record.replacing(gpu_file) as temporary:
         link = best_link(source.links())
-        temporary.write_text(gpu_yaml(source.name, model.name, cost, fit.errors, link), encoding="utf-8")
+        temporary.write_text(gpu_yaml(source.name, source.label, model.name, cost, fit.errors, link), encoding="utf-8")
     yield f"{source.profile}: {len(steps['step_s']):,} steps"
     yield from said
     yield error_table(fit.errors)

@@ -83,6 +83,11 @@ class Source:
         settings = replace(settings, cluster=replace(settings.cluster, **shown))
         return cls(profile=where, requests=requests, limits=limits, name=name, settings=settings)
 
+    @property
+    def label(self) -> str:
+        """The GPU's name in figures: that of the option it was measured with, by which runs on it are found."""
+        return str(_about(self.profile).get("label", self.name))
+
     def links(self) -> list[Link]:
         """Copies that were measured together with the steps; none where that is not written down."""
         found = _about(self.profile).get("links", [])

@@ -15,8 +15,9 @@ LABEL = "Request rate (requests/s)"
 
 def samples(runs: pd.DataFrame) -> pd.DataFrame:
     """A row of panels per trace and system, where more than one scheduler has served it."""
-    runs = runs[(runs["arrivals"] == "poisson") & (runs["high_priority_fraction"] == 0)]
-    row = runs["config.trace.label"] + ",\n" + beside.system(runs)
+    scaling = runs.get("config.scheduler.scaling.enabled", pd.Series(False, index=runs.index)).astype(bool)
+    runs = runs[(runs["arrivals"] == "poisson") & (runs["high_priority_fraction"] == 0) & ~scaling]
+    row = runs["config.trace.label"] + ",\n" + beside.system(runs).str.replace(", ", ",\n", n=1)
     compared = runs["config.scheduler.name"].groupby(row).transform("nunique") > 1
     runs, row = runs[compared], row[compared]
     return beside.samples(beside.frame(runs, row, runs["qps"], grid.LATENCIES), "real_fig11", "request_rate", LABEL)

@@ -8,6 +8,7 @@ one statistic over the requests of a run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from analysis.style import GREY, PALETTE
 from llumnix import metrics
 
 EXPERIMENT = "validation"
-VARIED = ["engine", "gpu", "cluster", "num_requests", "high_priority_fraction"]
+VARIED = [
+    "engine", "gpu", "cluster", "num_requests", "high_priority_fraction",
+    "scheduler.scaling", "scheduler.queue_order", "scheduler.migration.high_priority",
+]  # fmt: skip
+"""The last two make no difference to most workloads, whose requests are of one class."""
 REAL, SIMULATED, ERROR = "real", "simulated", " error"
 LATENCIES = {
     "Request": metrics.request_latency,
@@ -144,9 +149,11 @@ def report(points: pd.DataFrame, notes: Sequence[str]) -> str:
 def _known(run: dict[str, Any]) -> dict[str, Any]:
     bursts = f", CV {run['cv']:g}" if run["arrivals"] == "gamma" else ""
     rate = float(run["requested_rate_per_s"] if pd.isna(run["qps"]) else run["qps"])
+    trace = run["config.trace.label"] or Path(str(run["config.trace.path"])).stem
+    scaling = ", scaling" if run.get("config.scheduler.scaling.enabled") is True else ""
     return {
         "figure": EXPERIMENT,
-        "row": f"{run['config.trace.label']}, {rate:.3g}/s{bursts}, {run['system']}",
+        "row": f"{trace}, {rate:.3g}/s{bursts}, {run['system']}{scaling}",
         "series": run["config.scheduler.label"],
         "x_name": "request_rate",
         "x": rate,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import load, plot
-from analysis.figures import profile, real_fig11, transports, validation
+from analysis.figures import profile, real_fig11, real_fig14, transports, validation
 from analysis.points import aggregate
 from llumnix.profile import FITTED
 
@@ -167,3 +167,33 @@ def test_without_a_profile_the_command_that_makes_one_is_said(
     with pytest.raises(SystemExit):
         plot.main(["fig=profile", f"outputs={tmp_path}"])
     assert profile.HOW in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_drain_takes_from_its_beginning_to_the_end_of_the_instance(
+    make_pair_run: MakeRun, tmp_path: Path, drained: bool
+) -> None:
+    for engine, took_s in ((REAL, 4.0), (SIM, 1.5)):
+        directory = make_pair_run(engine, 1.0, moves=3)
+        run, summary = (json.loads((directory / f"{name}.json").read_text()) for name in ("run", "summary"))
+        run["config"]["scheduler"]["scaling"] = {"enabled": True}
+        (directory / "run.json").write_text(json.dumps(run))
+        (directory / "summary.json").write_text(
+            json.dumps(summary | {"instance_s": 30.0, "request_latency_p99_s": 2.0})
+        )
+        events = {
+            "time_s": [10.0, 10.5, 10.0 + took_s],
+            "kind": ["drain", "dispatch", "instance_down" if drained else "migrate_commit"],
+            "detail": ["begun", None, None],
+        }
+        pq.write_table(pa.table(events), directory / "events.parquet")
+    points = real_fig14.samples(load.runs(tmp_path, "fig11"))
+    if not drained:
+        assert points.empty
+        return
+    assert value(points, "Drain Time", "Llumnix") == pytest.approx(4.0)
+    assert value(points, "Drain Time", "Llumnix (simulated)") == pytest.approx(1.5)
+    assert value(points, "Resource Cost", "Llumnix") == 30.0
+    assert {*points["row"]} == {"M-M, 2 instances, H100"}
+    assert real_fig11.samples(load.runs(tmp_path, "fig11")).empty
+    assert "scaling" in validation.samples(load.runs(tmp_path, "fig11"))["row"].iloc[0]

@@ -18,8 +18,9 @@ def test_copies_are_those_of_the_carrier_that_instances_of_a_node_would_take() -
 
 
 def test_what_was_measured_is_in_the_file_and_the_rest_is_named() -> None:
-    text = gpu_yaml("mine", "llama_7b", COST, [], IPC)
+    text = gpu_yaml("mine", "H200", "llama_7b", COST, [], IPC)
+    assert (yaml.safe_load(text)["name"], yaml.safe_load(text)["label"]) == ("mine", "H200")
     costs = yaml.safe_load(text)["costs"]["llama_7b"]
     assert (costs["copy_latency_ms"], costs["last_copy_latency_ms"], costs["copy_bandwidth_gb_s"]) == (0.5, 0.5, 417.3)
     assert "# Not measured here, and wanted to simulate migrations: migration_step_ms, control_ms." in text
-    assert "copy" not in str(yaml.safe_load(gpu_yaml("mine", "llama_7b", COST, [])))
+    assert "copy" not in str(yaml.safe_load(gpu_yaml("mine", "H200", "llama_7b", COST, [])))
