@@ -46,9 +46,9 @@ VARIANTS: dict[str, list[str]] = {
     "round every 1 s": ["scheduler.migration.period_s=1"],
     "one stage (stop and copy)": ["scheduler.migration.max_stages=1"],
     "851 KV blocks (paper's text)": ["cluster.kv_blocks=851"],
-    "no prefill floor, no cost per request": [
+    "no prefill floor, no front end": [
         "gpu.costs.llama_7b.prefill_floor_ms=0",
-        "gpu.costs.llama_7b.prefill_per_request_ms=0",
+        "gpu.costs.llama_7b.prefill_base_ms=-0.4",
     ],
 }
 

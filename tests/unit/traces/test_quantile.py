@@ -47,7 +47,7 @@ def test_freely_drawn_lengths_match_table_1_within_sampling_error(name: str) -> 
     trace = from_yaml(name, stratified=False)
     lengths = trace.draw(10_000, trace.streams(0))
     for tokens, paper in zip((lengths.prompt_tokens, lengths.output_tokens), TABLE_1[name], strict=True):
-        tolerances = (0.05, 0.05, 0.05, 0.05, 0.06)
+        tolerances = (0.05, 0.05, 0.07, 0.05, 0.06)  # the P80 of ShareGPT's prompts has a standard error of 2.4 %
         assert all(off < most for off, most in zip(deviations(tokens, paper), tolerances, strict=True))
 
 

@@ -72,9 +72,23 @@ def test_rates_and_thresholds_are_those_of_figure_11(name: str) -> None:
     assert trace.stream is traces.Stream.artifact
 
 
-@pytest.mark.parametrize("name", ["sharegpt", "burstgpt"])
+@pytest.mark.parametrize("name", ["sharegpt", "sharegpt_6k", "burstgpt"])
 def test_percentile_tables_are_those_of_table_1(name: str) -> None:
     trace = load(CONF / "trace" / f"{name}.yaml")
     assert isinstance(trace, traces.QuantileTrace)
-    for table, paper in zip((trace.prompt, trace.output), TABLE_1[name], strict=True):
+    for table, paper in zip((trace.prompt, trace.output), TABLE_1[name.removesuffix("_6k")], strict=True):
         assert [table.p50, table.p80, table.p95, table.p99] == list(paper[1:])
+
+
+@pytest.mark.parametrize(("name", "longest"), [("sharegpt", 11_200), ("sharegpt_6k", 6144), ("burstgpt", 6144)])
+def test_the_stand_ins_of_the_published_stream_fit_the_testbed(name: str, longest: int) -> None:
+    trace = load(CONF / "trace" / f"{name}.yaml")
+    assert isinstance(trace, traces.QuantileTrace)
+    lengths = trace.draw(10_000, trace.streams(0))
+    assert 0.9 * longest < lengths.prompt_tokens.max() <= longest
+    # 783 blocks of 16 tokens, less the watermark: none is rejected
+    assert (lengths.prompt_tokens + lengths.output_tokens).max() <= (783 - 7) * 16
+    for tokens, paper in zip(
+        (lengths.prompt_tokens, lengths.output_tokens), TABLE_1[name.removesuffix("_6k")], strict=True
+    ):
+        assert tokens.mean() == pytest.approx(paper.mean, rel=0.005)
