@@ -293,9 +293,12 @@ class VllmEngine:
         return request_id in self._scheduler.arriving and bool(self._scheduler.extend(request_id, blocks))
 
     def expect(self, request_id: str, limit_s: float) -> None:
-        """Plan no step ahead until the request has come, at most for `limit_s`."""
-        if self._unsupported is None:
-            self._scheduler.expect(request_id, time.monotonic() + limit_s)
+        """Plan no step ahead until the request has come, at most for `limit_s`; an idle engine warms up meanwhile."""
+        expected = self._unsupported is None and self._scheduler.expect(request_id, time.monotonic() + limit_s)
+        if expected and not self.has_work():
+            # The first step after a pause takes its processor longest. So there is one before, of no request, as vLLM's
+            # data-parallel engines make when only others have work.
+            self._core.execute_dummy_batch()
 
     def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         """Fill reserved blocks from `first_block` on; a copy between GPUs goes on after the return."""

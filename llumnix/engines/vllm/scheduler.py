@@ -181,10 +181,12 @@ class Migrating:
         arriving.blocks += blocks
         return True
 
-    def expect(self: Any, request_id: str, until_s: float) -> None:
-        """Note that a request on its way in may come any moment."""
-        if request_id in self.arriving:
-            self.arriving[request_id].expected_until_s = until_s
+    def expect(self: Any, request_id: str, until_s: float) -> bool:
+        """Note that a request on its way in may come any moment; False if it is not on its way."""
+        if request_id not in self.arriving:
+            return False
+        self.arriving[request_id].expected_until_s = until_s
+        return True
 
     def expects(self: Any, now_s: float) -> bool:
         """Tell whether any request may come any moment."""

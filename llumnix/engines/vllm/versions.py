@@ -20,7 +20,12 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "vllm.config.SchedulerConfig": ("scheduler_cls", "async_scheduling"),
     "vllm.config.ParallelConfig": ("worker_extension_cls",),
     "vllm.v1.engine.EngineCoreRequest": ("request_id", "prompt_token_ids", "sampling_params", "priority"),
-    "vllm.v1.engine.core.EngineCore": ("post_step", "preprocess_add_request", "collective_rpc"),
+    "vllm.v1.engine.core.EngineCore": (
+        "post_step",
+        "preprocess_add_request",
+        "collective_rpc",
+        "execute_dummy_batch",
+    ),
     "vllm.v1.executor.Executor": ("get_class", "collective_rpc"),
     "vllm.v1.request.Request": ("from_engine_core_request", "append_output_token_ids", "is_finished"),
     "vllm.v1.core.sched.scheduler.Scheduler": ("schedule", "finish_requests", "get_request_counts", "has_requests"),

@@ -146,6 +146,7 @@ class PaperCore:
         self.scheduler.use_v2_model_runner = runner == 2
         self.worker = PaperWorker(runner)
         self.batch_queue: deque[tuple[Any, ModelRunnerOutput]] = deque()
+        self.dummy_batches = 0
 
     def preprocess_add_request(self, native: EngineCoreRequest) -> tuple[Request, int]:
         return Request.from_engine_core_request(native, None), 0
@@ -173,6 +174,10 @@ class PaperCore:
 
     def post_step(self, executed: bool) -> None:
         pass
+
+    def execute_dummy_batch(self) -> None:
+        assert not self.batch_queue
+        self.dummy_batches += 1
 
     def shutdown(self) -> None:
         pass

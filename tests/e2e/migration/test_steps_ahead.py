@@ -232,3 +232,23 @@ def test_a_request_that_does_not_come_is_not_expected_any_more(tmp_path: Path, r
     assert a.thaw("r0")
     cluster.step(1)
     assert len(b.core.batch_queue) == 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_idle_engine_warms_up_for_a_request_that_it_expects(tmp_path: Path, runner: int, busy: bool) -> None:
+    a, b = engine(tmp_path, runner), engine(tmp_path, runner)
+    cluster = Cluster(a, b)
+    a.add(REQUESTS[0])
+    if busy:
+        b.add(REQUESTS[1])
+        cluster.step_until(5, ["r1"], 1)
+    cluster.step_until(5, ["r0"], 0)
+
+    def hook(action: Action) -> None:
+        if isinstance(action, Freeze):
+            b.expect("r0", 60.0)
+
+    assert migrate(cluster, "r0", 0, 1, hook=hook).ok
+    assert b.core.dummy_batches == (0 if busy else 1)
+    b.expect("r9", 60.0)
+    assert b.core.dummy_batches == (0 if busy else 1)
