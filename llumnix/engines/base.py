@@ -209,7 +209,10 @@ class Engine(Protocol):
         """Return the blocks of a departing request, of which the last is still being written, or why it is off."""
 
     def read_blocks(self, request_id: str, first_block: int, blocks: int, carrier: str) -> list[Parcel]:
-        """Copy out final blocks from `first_block` on, one parcel per rank; fewer where none has been written yet."""
+        """Copy out final blocks from `first_block` on, one parcel per rank; fewer where none has been written yet.
+
+        The parcels that were read before for this request must have been written by then, or be given up.
+        """
 
     def freeze(self, request_id: str) -> None:
         """Take the request out of the batch. Steps in flight still finish: step until `frozen_blocks` is not None."""

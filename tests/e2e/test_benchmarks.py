@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_reading_counts_the_rows_of_all_runs() -> None:
     done = bench("benchmarks.reading", "runs=3", "requests=20")
     assert done.returncode == 0, done.stderr
     assert [row[3] for row in cells(done.stdout)] == ["3", "3", "60"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="it takes torch, which vLLM brings along")
+def test_carriers_have_a_row_for_each_size() -> None:
+    done = bench("benchmarks.carriers", "mib=1,2", "repeats=2")
+    assert done.returncode == 0, done.stderr
+    names = [f"{carrier} {mib}" for carrier in ("inline", "shared_memory") for mib in (1, 2)]
+    assert [" ".join(row[:2]) for row in cells(done.stdout)] == names
+    assert all(float(row[5]) > 0 for row in cells(done.stdout))
 
 
 @pytest.fixture

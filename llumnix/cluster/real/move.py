@@ -301,8 +301,8 @@ class Move:
 
     def _pieces(self, first_block: int, blocks: int) -> list[tuple[int, int]]:
         """Cut a copy so that neither side's steps wait long for it: first block and number of blocks of each piece."""
-        by_name = self._carrier in transport.BY_NAME  # it goes on beside the steps
-        size = blocks if by_name else max(1, transport.PIECE_BYTES // max(1, self._source.block_bytes))
+        whole = self._carrier in transport.BESIDE_STEPS
+        size = blocks if whole else max(1, transport.PIECE_BYTES // max(1, self._source.block_bytes))
         end = first_block + blocks
         return [(first, min(size, end - first)) for first in range(first_block, end, size)]
 

@@ -29,8 +29,11 @@ CARRIERS = {
 
 NAMES = frozenset(name for names in CARRIERS.values() for name in names)
 
-BY_NAME = frozenset({"cuda_ipc"})
-"""Carriers whose parcels only name blocks: the source has to keep them as long as somebody may still read."""
+BY_NAME = frozenset({"cuda_ipc", "shared_memory"})
+"""Carriers whose parcels only name where the blocks are: the source keeps that as long as somebody may still read."""
+
+BESIDE_STEPS = frozenset({"cuda_ipc"})
+"""Carriers that copy while both sides go on with their steps."""
 
 PIECE_BYTES = 16 << 20
 """What is read or written in one go, between two steps, where it goes through the host."""

@@ -59,6 +59,8 @@ def copy_times(engine: VllmEngine, clock: Callable[[], float]) -> list[CopyTime]
                 _wait_for_device()
                 if repeat:
                     times.append(CopyTime(carrier, blocks, clock() - begun_s))
+                lent = carriers.lent(parcel.content for parcel in parcels)
+                core.collective_rpc("llumnix_give_back", args=(lent,))
     return times
 
 

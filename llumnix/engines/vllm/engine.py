@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -63,7 +62,7 @@ class VllmEngine:
         self._native: dict[str, Any] = {}  # as vLLM's EngineCoreRequest
         self._emitted: dict[str, int] = {}  # tokens that have been put out, here and elsewhere
         self._flushing: list[tuple[EngineRequest, tuple[int, ...]]] = []
-        self._parcels: defaultdict[str, list[Parcel]] = defaultdict(list)
+        self._lent: dict[str, list[Any]] = {}  # contents of the parcels that may be read just now, by request
         self._identity = self._make_identity(options) if self._unsupported is None else None
         self._block_bytes = max(self._core.collective_rpc("llumnix_block_bytes")) if self._unsupported is None else 0
         self._one_process = self._core.vllm_config.parallel_config.world_size == 1
@@ -190,6 +189,9 @@ class VllmEngine:
 
     def shutdown(self) -> None:
         """Stop the workers. vLLM then also takes down what all engines of this process share."""
+        for request_id in list(self._lent):
+            self._give_back(request_id)
+        carriers.close()  # workers that are processes of their own do it when they end
         self._core.shutdown()
 
     # --- migration, source
@@ -234,14 +236,19 @@ class VllmEngine:
         return blocks
 
     def read_blocks(self, request_id: str, first_block: int, blocks: int, carrier: str) -> list[Parcel]:
-        """Copy out final blocks, one parcel per rank; none if there is nothing to copy."""
+        """Copy out final blocks, one parcel per rank; none if there is nothing to copy.
+
+        Who asks for the next blocks of a request has no use for the parcels before: their memory is used again.
+        """
+        self._give_back(request_id)
         inner = self._scheduler.leaving[request_id].request
         written = -(-versions.final_tokens(inner) // self.block_size_tokens)
         block_ids = self._scheduler.block_ids(request_id)[first_block : min(first_block + blocks, written)]
         if not block_ids:
             return []
         parcels: list[Parcel] = self._core.collective_rpc("llumnix_read", args=(block_ids, carrier))
-        self._parcels[request_id].extend(parcels)
+        if lent := carriers.lent(parcel.content for parcel in parcels):
+            self._lent[request_id] = lent
         return parcels
 
     def freeze(self, request_id: str) -> None:
@@ -261,12 +268,12 @@ class VllmEngine:
 
     def thaw(self, request_id: str) -> bool:
         """End the departure; the request goes on here as if nothing had happened. False if it is gone."""
-        self._discard_parcels(request_id)
+        self._give_back(request_id)
         return bool(self._scheduler.thaw(request_id))
 
     def release(self, request_id: str) -> bool:
         """Forget the frozen request, which lives on elsewhere; False if it was aborted meanwhile."""
-        self._discard_parcels(request_id)
+        self._give_back(request_id)
         alive = bool(self._scheduler.release(request_id))
         self._forget(request_id)
         return alive
@@ -436,8 +443,10 @@ class VllmEngine:
         exports = tuple(self._core.collective_rpc("llumnix_export"))
         return exports if all(export is not None for export in exports) else ()
 
-    def _discard_parcels(self, request_id: str) -> None:
-        carriers.discard(parcel.content for parcel in self._parcels.pop(request_id, ()))
+    def _give_back(self, request_id: str) -> None:
+        """Let the ranks use the memory of a request's parcels again."""
+        if lent := self._lent.pop(request_id, None):
+            self._core.collective_rpc("llumnix_give_back", args=(lent,))
 
 
 def _start(options: VllmOptions, *, with_migration: bool) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from llumnix.engines.base import Parcel
-from llumnix.engines.vllm import versions
+from llumnix.engines.vllm import carriers, versions
 from llumnix.engines.vllm.carriers import CARRIERS, CUDA_IPC
 from llumnix.engines.vllm.peer_memory import Export, PeerMemory
 
@@ -25,6 +26,8 @@ class LlumnixWorker:
     model_runner: Any
     rank: int
     _llumnix_peers: PeerMemory | None = None
+    _llumnix_stream: Any = None
+    _llumnix_written: Any = None  # the CUDA event of the last write through the host
 
     def llumnix_layout(self) -> tuple[str, tuple[tuple[int, ...], ...]]:
         """Return the KV dtype and, per layer, the shape of one block; ValueError if the layout is not understood."""
@@ -65,17 +68,24 @@ class LlumnixWorker:
 
     def llumnix_read(self, block_ids: Sequence[int], carrier: str) -> Parcel:
         """Copy blocks out: one tensor (layers, blocks, ...), packed by `carrier`; with CUDA IPC only name them."""
+        if self._llumnix_written is not None:  # what came a moment ago may be leaving already
+            self._llumnix_written.synchronize()
         if carrier == CUDA_IPC:
             assert self._llumnix_peers is not None
             return Parcel(carrier, len(block_ids), self._llumnix_peers.there(self._llumnix_row_numbers(block_ids)))
         caches = self.model_runner.kv_caches
-        rows = self._llumnix_rows(block_ids)
-        gathered = torch.empty(
-            (len(caches), len(rows), *caches[0].shape[1:]), dtype=caches[0].dtype, device=rows.device
-        )
-        for layer, cache in enumerate(caches):
-            torch.index_select(cache, 0, rows, out=gathered[layer])
-        return Parcel(carrier, len(block_ids), CARRIERS[carrier].pack(gathered))
+        with self._llumnix_beside():  # these blocks are final: no step under way writes to them
+            rows = self._llumnix_rows(block_ids)
+            gathered = torch.empty(
+                (len(caches), len(rows), *caches[0].shape[1:]), dtype=caches[0].dtype, device=rows.device
+            )
+            for layer, cache in enumerate(caches):
+                torch.index_select(cache, 0, rows, out=gathered[layer])
+            return Parcel(carrier, len(block_ids), CARRIERS[carrier].pack(gathered))
+
+    def llumnix_give_back(self, contents: Sequence[Any]) -> None:
+        """Use the memory of parcels again that nobody will read any more; those of other ranks are ignored."""
+        carriers.discard(contents)
 
     def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel], *, wait: bool) -> Any:
         """Copy this rank's parcel into blocks; unless it is to `wait`, return the CUDA event of a copy under way."""
@@ -85,10 +95,17 @@ class LlumnixWorker:
             assert self._llumnix_peers is not None
             copied = self._llumnix_peers.copy(parcel.content, self._llumnix_row_numbers(block_ids))
             return copied.synchronize() if wait else copied
-        rows = self._llumnix_rows(block_ids)
-        arrived = CARRIERS[parcel.carrier].unpack(parcel.content).to(rows.device)
+        with self._llumnix_beside():
+            rows = self._llumnix_rows(block_ids)
+            arrived = CARRIERS[parcel.carrier].unpack(parcel.content, rows.device)
+        # On the stream of the steps: those already begun may still use these blocks for a request that has left them.
         for layer, cache in enumerate(self.model_runner.kv_caches):
             cache.index_copy_(0, rows, arrived[layer])
+        if rows.device.type == "cuda":
+            stream = torch.cuda.current_stream(rows.device)
+            for tensor in (rows, arrived):
+                tensor.record_stream(stream)
+            self._llumnix_written = stream.record_event()
         return None
 
     def llumnix_settle(self) -> None:
@@ -147,6 +164,15 @@ class LlumnixWorker:
         for _ in range(tokens):
             logits = torch.zeros((1, runner.input_batch.vocab_size), dtype=torch.float32, device=runner.device)
             runner.sampler.topk_topp_sampler(logits, {0: generator}, None, None)
+
+    def _llumnix_beside(self) -> AbstractContextManager[Any]:
+        """Return a context in which work on the GPU does not queue behind the steps under way."""
+        device = self.model_runner.kv_caches[0].device
+        if device.type != "cuda":
+            return nullcontext()
+        if self._llumnix_stream is None:
+            self._llumnix_stream = torch.cuda.Stream(device=device)
+        return torch.cuda.stream(self._llumnix_stream)  # type: ignore[no-any-return]
 
     def _llumnix_rows(self, block_ids: Sequence[int]) -> Any:
         rows = self._llumnix_row_numbers(block_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +123,30 @@ def test_a_destination_that_dies_mid_way(engines: tuple[Any, Any], expected: dic
         assert engines[0].thaw(moving)
         engines[1].cancel(moving)
     finish(cluster, expected)
+
+
+def test_moves_in_pieces_use_the_same_shared_memory(engines: tuple[Any, Any], expected: dict[str, list[int]]) -> None:
+    """Only the latest parcel of a request holds memory: a source asks for the next once one has arrived."""
+    from llumnix.engines.vllm import carriers
+
+    carriers.close()
+    cluster = start(*engines)
+    lent: set[tuple[str, int]] = set()
+
+    def look(action: Action) -> None:
+        if isinstance(action, Freeze):
+            assert len(carriers._pool._lent) == 1
+            lent.update(carriers._pool._lent)
+
+    for turn, moving in enumerate(("one", "two", "one", "two", "one")):
+        source = turn // 2 % 2
+        assert migrate(cluster, moving, source, 1 - source, carrier="shared_memory", hook=look).ok
+        assert carriers._pool._lent == {}
+    assert len(lent) == 5  # parcels
+    assert len({path for path, _ in lent}) <= 2  # segments: of the tiny model's one stage and of its last
+    finish(cluster, expected)
+    carriers.close()
+    assert not list(carriers.memory_directory().glob(f"llumnix-kv-{os.getpid()}-*"))
 
 
 def test_as_many_run_as_can_run(engine_of: Make) -> None:
