@@ -136,6 +136,11 @@ class LlumletActor:
     def pid(self) -> int:
         return os.getpid()
 
+    @ray.method(concurrency_group="watch")
+    def close(self) -> None:
+        """End serving, and free what outlives a process that is killed: shared memory."""
+        self._llumlet.stop()
+
 
 class SchedulerActor:
     """The process of the global scheduler, which answers calls to Control.

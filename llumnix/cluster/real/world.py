@@ -147,8 +147,7 @@ class RayCluster:
         """Stop everything, and leave the Ray cluster or end the one that was started here."""
         try:
             self.end_run()
-            for actor in self._actors.values():
-                ray.kill(actor, no_restart=True)
+            self._end(list(self._actors.values()))
         finally:
             ray.shutdown()
 
@@ -174,7 +173,7 @@ class RayCluster:
         if self._record_steps:
             with contextlib.suppress(LinkError):
                 self._steps[instance_id] = self.instances[instance_id].steps()
-        ray.kill(self._actors.pop(instance_id), no_restart=True)
+        self._end([self._actors.pop(instance_id)])
 
     def start_failure(self, instance_id: int) -> str | None:
         """Say why the actor of an instance cannot start: Ray restarts one whose process dies, not one that raises."""
@@ -191,6 +190,13 @@ class RayCluster:
         return None
 
     # --- inside
+
+    def _end(self, actors: Sequence[ActorHandle[Any]]) -> None:
+        """End processes for good, after they have given back what would outlive them or `control_s` have passed."""
+        closing: list[Any] = [actor.close.remote() for actor in actors]
+        ray.wait(closing, num_returns=len(closing), timeout=self._limits.control_s)
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
 
     def _wait_for_reports(self) -> None:
         """Wait until the scheduler knows all instances; what comes before would be dispatched without it."""

@@ -191,7 +191,8 @@ class VllmEngine:
         """Stop the workers. vLLM then also takes down what all engines of this process share."""
         for request_id in list(self._lent):
             self._give_back(request_id)
-        carriers.close()  # workers that are processes of their own do it when they end
+        if self._unsupported is None:
+            self._core.collective_rpc("llumnix_close")
         self._core.shutdown()
 
     # --- migration, source

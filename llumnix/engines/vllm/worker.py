@@ -113,6 +113,10 @@ class LlumnixWorker:
         if self._llumnix_peers is not None:
             self._llumnix_peers.settle()
 
+    def llumnix_close(self) -> None:
+        """Free the shared memory of this process: it would outlive one that is killed."""
+        carriers.close()
+
     def llumnix_sampler_state(self, request_id: str) -> bytes | None:
         """Return the state of the request's random generator, which only model runner V1 has, for seeded requests."""
         if not versions.holds_request_state(self.model_runner):

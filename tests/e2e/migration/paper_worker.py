@@ -45,6 +45,7 @@ class PaperWorker:
         self.known: dict[str, Known] = {}
         self.memory: dict[int, list[int | None]] = {}
         self.batch: set[str] = set()
+        self.closed = False
 
     def execute(self, output: Any) -> ModelRunnerOutput:
         forgotten = set(output.finished_req_ids)
@@ -108,6 +109,9 @@ class PaperWorker:
 
     def llumnix_settle(self) -> None:
         pass
+
+    def llumnix_close(self) -> None:
+        self.closed = True
 
     def llumnix_write(self, block_ids: Sequence[int], parcels: Sequence[Parcel], *, wait: bool) -> None:
         for block, tokens in zip(block_ids, parcels[0].content, strict=False):
@@ -180,7 +184,7 @@ class PaperCore:
         self.dummy_batches += 1
 
     def shutdown(self) -> None:
-        pass
+        assert self.worker.closed, "what outlives the worker is still there"
 
 
 def _configuration(options: VllmOptions) -> VllmConfig:

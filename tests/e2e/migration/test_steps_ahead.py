@@ -252,3 +252,9 @@ def test_an_idle_engine_warms_up_for_a_request_that_it_expects(tmp_path: Path, r
     assert b.core.dummy_batches == (0 if busy else 1)
     b.expect("r9", 60.0)
     assert b.core.dummy_batches == (0 if busy else 1)
+
+
+def test_workers_free_their_shared_memory_before_they_end(tmp_path: Path, runner: int) -> None:
+    one = engine(tmp_path, runner)
+    one.shutdown()
+    assert one.core.worker.closed
