@@ -193,6 +193,7 @@ class VllmEngine:
             self._give_back(request_id)
         if self._unsupported is None:
             self._core.collective_rpc("llumnix_close")
+            carriers.sweep()
         self._core.shutdown()
 
     # --- migration, source
