@@ -78,8 +78,13 @@ def samples(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figure:
-    """A row of maps per system, a column per length distribution; in each room against usage."""
-    systems, traces = _drawn(_systems(points)), _traces(points)
+    """A row of maps per system, a column per length distribution; in each room against usage.
+
+    A distribution that nothing but real pairs have is in the tables only: a column for a pair or two says less.
+    """
+    simulated = points[~points["row"].str.endswith(REAL)]
+    traces = _traces(points if simulated.empty else simulated)
+    systems = [system for system in _drawn(_systems(points)) if any(_rooms(points, system, trace) for trace in traces)]
     heights = [0.5 + 0.42 * max(len(_rooms(points, system, trace)) for trace in traces) for system in systems]
     figure = Figure(figsize=(1.2 + 4.3 * len(traces), 1.9 + 1.25 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(systems), len(traces), squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -152,7 +157,7 @@ def _carried_over(points: pd.DataFrame) -> list[str]:
 
 
 def _with_anchors(runs: pd.DataFrame, outputs: Path) -> pd.DataFrame:
-    """Runs of all requests in one class that came at a steady rate; anchors where they are kept."""
+    """Runs with one class of requests, no made bursts and no scaling; anchors where they are kept."""
     found = [runs]
     for experiment, engine in ANCHORS.items():
         for place in (outputs, outputs / "reference"):
@@ -162,7 +167,9 @@ def _with_anchors(runs: pd.DataFrame, outputs: Path) -> pd.DataFrame:
                 found.append(anchors[anchors["config.engine.name"] == engine])
                 break
     every = pd.concat(found, ignore_index=True)
-    return every[(every["arrivals"] == "poisson") & (every["high_priority_fraction"] == 0)]
+    scaling = every.get("config.scheduler.scaling.enabled", pd.Series(False, index=every.index)).eq(True)
+    steady = every["arrivals"].isin(["poisson", "recorded"])
+    return every[steady & (every["high_priority_fraction"] == 0) & ~scaling]
 
 
 def _of_pair(with_it: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]:
@@ -170,10 +177,9 @@ def _of_pair(with_it: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]
     requests = pairs.requests(without)
     simulated = without["config.engine.name"] == "sim"
     how = VIEWS[without["config.scheduler.load_reports"]] if simulated else REAL
-    system = f"{without['config.cluster.instances']:g} x {without['config.gpu.label']}, {without['config.model.label']}"
     return {
-        "row": f"{system}, {how}",
-        "trace": without["config.trace.label"],
+        "row": f"{_system(without)}, {how}",
+        "trace": without["config.trace.label"] or Path(str(without["config.trace.path"])).stem,
         "kv_blocks": without["config.cluster.kv_blocks"],
         "rate": without["qps"],
         "replicate": f"{without['qps']:g}.{load.replicate(without)}",
@@ -183,6 +189,12 @@ def _of_pair(with_it: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]
         "wait_share": pairs.wait_share(requests),
         **{metric: math.log2(without[key] / with_it[key]) for metric, key in METRICS.items()},
     }
+
+
+def _system(run: dict[str, Any]) -> str:
+    share = run.get("config.engine.num_gpus", 1)
+    gpu = f"1/{1 / share:.0f} {run['config.gpu.label']}" if 0 < share < 1 else run["config.gpu.label"]
+    return f"{run['config.cluster.instances']:g} x {gpu}, {run['config.model.label']}"
 
 
 def _room_class(room: float) -> int:

@@ -101,6 +101,8 @@ def make_pair_run(make_run: MakeRun) -> MakeRun:
         wait_s = others.pop("wait_s", 0.0)
         view = others.pop("load_reports", "completed_step")
         gpu = others.pop("gpu", "A10")
+        groups = others.pop("groups", {})
+        scaling = others.pop("scaling", False)
         cluster = {
             "name": "two", "instances": 2, "kv_blocks": kv_blocks, "block_size_tokens": 16, "max_num_seqs": 256
         }  # fmt: skip
@@ -113,7 +115,9 @@ def make_pair_run(make_run: MakeRun) -> MakeRun:
                     "name": {"Llumnix": "llumnix", "INFaaS++": "infaas"}[scheduler],
                     "label": scheduler,
                     "load_reports": view,
+                    "scaling": {"enabled": scaling},
                 },
+                **groups,
             },
         )  # fmt: skip
         run = json.loads((directory / "run.json").read_text())
@@ -221,6 +225,33 @@ def test_real_runs_stand_beside_the_map(make_pair_run: MakeRun, tmp_path: Path) 
     assert {*found["row"]} == {"2 x A10, LLaMA-7B, dispatch sees the last step", "2 x A10, LLaMA-7B, real engines"}
     assert len(found) == 2 * len([*payoff.METRICS, *payoff.PLACE])
     assert {*found.loc[found["unit"] == payoff.UNIT, "value"]} == {-1.0}
+
+
+def test_pairs_whose_number_of_instances_changes_have_no_place_on_the_map(
+    make_pair_run: MakeRun, tmp_path: Path
+) -> None:
+    for scheduler in ("INFaaS++", "Llumnix"):
+        make_pair_run(scheduler, 1.0, scaling=True)
+        make_pair_run(scheduler, 1.0, sha="b", arrivals={"name": "gamma"})
+    assert samples(tmp_path).empty
+
+
+def test_real_pairs_name_the_file_that_they_served_and_their_part_of_a_gpu(
+    make_pair_run: MakeRun, tmp_path: Path
+) -> None:
+    """No map has a column for a file that was served by real engines only."""
+    half = {"name": "vllm", "num_gpus": 0.5}
+    served = {"trace": {"name": "file", "label": "", "path": "traces/azure.csv"}}
+    for scheduler in ("INFaaS++", "Llumnix"):
+        make_pair_run(scheduler, 1.0)
+        make_pair_run(scheduler, 1.0, sha="b", engine=half, groups=served, arrivals={"name": "recorded"})
+    found = samples(tmp_path)
+    real = found[found["row"] == "2 x 1/2 A10, LLaMA-7B, real engines"]
+    assert {*real["series"]} == {"azure, room 50"}
+    figure = payoff.draw(aggregate(found), pd.DataFrame(), set())
+    assert [ax.get_title().splitlines()[1] for ax in figure.axes if ax.get_title()] == [
+        "2 x A10, LLaMA-7B, dispatch sees the last step"
+    ]
 
 
 def test_the_figure_has_a_map_per_system_and_distribution(make_pair_run: MakeRun, tmp_path: Path) -> None:
