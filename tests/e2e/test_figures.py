@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "fig03": ["num_requests=300", "qps=0.6", "repeat=0,1"],
     "fig04": ["num_requests=1,4", "trace.prompt_tokens=64,256"],
-    "fig05": ["num_requests=400"],
+    "fig05": ["num_requests=800"],  # with fewer no head of line is ever blocked
     "fig10": [],
     "fig12": ["num_requests=600", "qps=7.5,7.6", "cluster.instances=4", "cluster.kv_blocks=640"],
     "fig16": ["cluster.instances=64", "qps=128,256", "num_requests=400", "engine.warm_up_s=0"],

@@ -86,6 +86,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def submit(cluster: RayCluster, name: str) -> list[Stream]:
     """Two requests on the first instance, with some tokens each."""
     streams = []
+    wait_for(lambda: cluster.traffic().get("instances") == 2)  # on a busy machine one may have been silent for too long
     for n, sampling in enumerate(SAMPLING):
         prompt = tuple(3 + (n * 131 + j * j * 7) % 997 for j in range(70 + 30 * n))
         options = {"max_tokens": TOKENS, "ignore_eos": True, **sampling}
