@@ -236,7 +236,8 @@ def test_an_instance_that_cannot_start_is_given_up_and_the_next_one_serves() -> 
 
 def test_an_instance_that_is_not_up_in_time_is_given_up() -> None:
     limits = replace(LIMITS, start_s=0.5)
-    with scaled(1, replace(UP, max_instances=2), startup_s=60.0, limits=limits) as cluster:
+    always = replace(UP, low_blocks=1e6, max_instances=2)  # at the first check: the request is short on a fast machine
+    with scaled(1, always, startup_s=60.0, limits=limits) as cluster:
         long = cluster.submit(0, tokens=240, prompt=12)
         wait_until(lambda: happened(cluster, "instance_down", 1))
         assert not cluster.links[1].calls or cluster.links[1].ended
