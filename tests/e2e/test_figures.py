@@ -22,6 +22,8 @@ SMALL = {
 }
 RUNS = {"fig03": 2, "fig04": 8, "fig05": 1, "fig10": 48, "fig12": 4, "fig16": 4}
 
+pytestmark = pytest.mark.xdist_group("figures")  # one set of runs, and not one per worker
+
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}

@@ -66,6 +66,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, vllm: None) -> Path:
     return directory
 
 
+@pytest.mark.xdist_group("measured")
 def test_all_three_kinds_of_steps_are_measured_and_kept(measured: Path) -> None:
     profile = measured / "outputs" / "profile" / "here"
     medians, raw = (pq.read_table(profile / name) for name in ("steps.parquet", "raw_steps.parquet"))
@@ -83,6 +84,7 @@ def test_all_three_kinds_of_steps_are_measured_and_kept(measured: Path) -> None:
     assert about["start_s"] > 0
 
 
+@pytest.mark.xdist_group("measured")
 def test_the_simulator_runs_on_what_was_measured_and_the_fit_is_drawn(measured: Path) -> None:
     sim = ["engine=sim_v1", "gpu=here", "model=tiny", "cluster=v1x2", "trace=s_s", "num_requests=60", "qps=20"]
     done = run("runners.serve", "--config-dir", "outputs/profile/here", *sim, cwd=measured)

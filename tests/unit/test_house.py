@@ -142,3 +142,11 @@ def test_starting_the_command_line_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "llumnix" in done.stdout.split()
     assert HEAVY & set(done.stdout.split()) == set()
+
+
+@pytest.mark.xdist_group("house")
+def test_tests_that_share_a_cluster_share_a_process(request: pytest.FixtureRequest) -> None:
+    """A pytest that xdist does not know drops the groups in silence: every cluster is then there twice at a time."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("there are groups with -n 2 --dist loadgroup alone")
+    assert request.node.nodeid.endswith("@house")

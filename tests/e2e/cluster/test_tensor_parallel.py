@@ -77,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         2,
         partial(build, options, environment),
         AT_FIRST,
-        limits=Limits(control_s=20.0),
+        limits=Limits(control_s=60.0),  # four ranks that spin, and other tests, on as few as two cores
         options=ActorOptions(num_cpus=0.5, num_gpus=2.0 if gpus else 0.0),
     ) as running_cluster:
         yield running_cluster

@@ -15,13 +15,15 @@ os.environ.update(VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1", VLLM_CPU_OMP_T
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip these tests without vLLM, but never in CI."""
-    if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
-        return
-    missing = pytest.mark.skip(reason="vLLM is not installed; `make test` installs it where pip finds a CPU torch")
+    """Keep these tests in one process, for they share engines. Skip them without vLLM, but never in CI."""
+    marks = [pytest.mark.xdist_group("engines")]
+    if importlib.util.find_spec("vllm") is None and os.environ.get("CI") != "true":
+        reason = "vLLM is not installed; `make test` installs it where pip finds a CPU torch"
+        marks.append(pytest.mark.skip(reason=reason))
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(missing)
+            for mark in marks:
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

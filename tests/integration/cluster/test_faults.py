@@ -57,13 +57,14 @@ class Cell:
     outcome: MoveOutcome | None = None
     broken: list[BaseException] = field(default_factory=list)
     stolen: list[tuple[FakeEngine, list[int]]] = field(default_factory=list)
+    freezing: bool = False
 
     def arm(self) -> None:
         self.destination.before = self._before
         self.destination.after = lambda name: self._reach(f"{name.replace('receive', 'stage')} answered")
         engine = self.source.engine
         assert isinstance(engine, WatchedFake)
-        engine.at = self._reach
+        engine.at = self._at_source
 
     def move(self) -> None:
         """Move the request as the source's own thread would, and end with it if the source dies."""
@@ -73,6 +74,14 @@ class Cell:
             pass
         except BaseException as error:
             self.broken.append(error)
+
+    def _at_source(self, step: str) -> None:
+        """Let the last step of the request wait until its destination is told to expect it: later it is not told."""
+        end_s = time.monotonic() + 0.75 * LIMITS.step_s
+        while step == "step" and self.freezing and "expect" not in self.destination.calls and time.monotonic() < end_s:
+            time.sleep(0.001)
+        self.freezing = step == "freeze"
+        self._reach(step)
 
     def _before(self, name: str) -> None:
         if name == "receive":

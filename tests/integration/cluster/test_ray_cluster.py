@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def fails(instance_id: int) -> FakeEngine:
     raise ModuleNotFoundError(f"No module named 'engine_{instance_id}'")
 
 
+class Stubborn(FakeEngine):
+    """An engine that never ends."""
+
+    def shutdown(self) -> None:
+        time.sleep(600)
+
+
+def build_stubborn(instance_id: int) -> Stubborn:
+    del instance_id
+    return Stubborn()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _fakes_are_found_by_actors() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -50,6 +63,14 @@ def test_an_engine_that_does_not_start_says_why() -> None:
         running(1, fails, Scheduler(), limits=LIMITS, options=ActorOptions(num_cpus=0.1)),
     ):
         pass
+
+
+def test_an_instance_that_does_not_end_is_killed_with_its_cluster() -> None:
+    limits = replace(LIMITS, control_s=1.0)
+    with running(1, build_stubborn, Scheduler(), limits=limits, options=ActorOptions(num_cpus=0.1)) as stubborn:
+        process = Path(f"/proc/{stubborn.instances[0].pid()}")
+        assert process.exists()
+    wait_until(lambda: not process.exists(), 10)
 
 
 @pytest.fixture(scope="module")

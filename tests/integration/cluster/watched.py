@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fake_engine import FakeEngine
 
-from llumnix.engines.base import Departure, FinalState, Parcel, Ready
+from llumnix.engines.base import Departure, FinalState, Parcel, Ready, StepResult
 
 
 class Watched:
@@ -17,6 +17,10 @@ class Watched:
     """
 
     at: Callable[[str], None] = staticmethod(lambda step: None)
+
+    def step(self) -> StepResult:
+        self.at("step")
+        return super().step()
 
     def freeze(self, request_id: str) -> None:
         self.at("freeze")
