@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from llumnix import profile, record
 from llumnix.cluster.real.spec import RealEngine
 from llumnix.errors import ConfigError
-from runners import profile_from, provenance, unfinished_steps
+from runners import interrupt, profile_from, provenance, unfinished_steps
 from runners.config import ServeConfig
 from runners.profile_from import OUTPUTS
 from runners.profile_source import ABOUT, CONF, SHORT, STEPS
@@ -105,15 +105,17 @@ def measure(config: ServeConfig, directory: Path, *, repeats: int, limit_s: floa
         unfinished.unlink(missing_ok=True)
         record.write_json(directory / ABOUT, about)
         begun_s = time.perf_counter()
-        measured = measure_steps(
-            engine,
-            grid(),
-            repeats=repeats,
-            limit_s=limit_s,
-            clock=time.perf_counter,
-            progress=_say_progress,
-            keep=partial(unfinished_steps.add, unfinished),
-        )
+        with interrupt.held_back() as raise_interrupt:  # a step that is broken off leaves an engine that cannot step
+            measured = measure_steps(
+                engine,
+                grid(),
+                repeats=repeats,
+                limit_s=limit_s,
+                clock=time.perf_counter,
+                progress=_say_progress,
+                keep=partial(unfinished_steps.add, unfinished),
+                between_steps=raise_interrupt,
+            )
         about |= {
             "steps_s": time.perf_counter() - begun_s,
             "steps": len(measured.steps),

@@ -158,13 +158,14 @@ def measure(
     clock: Callable[[], float],
     progress: Callable[[int, int], None],
     keep: Callable[[Sequence[Step]], None],
+    between_steps: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Measure every step of the points that the engine has room for at least `repeats` times, until `limit_s`.
 
     The medians of each point are given to `keep` as soon as they are there. The engine must be idle; it is idle
-    afterwards.
+    afterwards, also where `between_steps` ended the measurement by raising.
     """
-    room, meter, begun_s = room_of(engine), StepMeter(engine, clock), clock()
+    room, meter, begun_s = room_of(engine), StepMeter(engine, clock, between_steps), clock()
     steps: list[Step] = []
     medians: list[Step] = []
     reasons = {point: room.reason_against(point, repeats) for point in points}

@@ -55,12 +55,19 @@ class StepMeter:
     """Steps `engine`, which serves only requests that were added here.
 
     With asynchronous scheduling a call of the engine begins one step and ends the one before, so what is timed is the
-    interval from one end to the next. It is the time of a step where steps are alike; see `steady`.
+    interval from one end to the next. It is the time of a step where steps are alike; see `steady`. `between_steps` is
+    called before each step that is measured: what it raises finds the engine whole.
     """
 
-    def __init__(self, engine: VllmEngine, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        engine: VllmEngine,
+        clock: Callable[[], float] = time.perf_counter,
+        between_steps: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._between_steps = between_steps
         self._known: dict[str, _Known] = {}
         self._under_way: deque[Content] = deque()
         self._ended_s: float | None = None
@@ -80,6 +87,10 @@ class StepMeter:
 
     def step(self) -> Step | None:
         """Step the engine once; return the step that ended, if one did. RuntimeError if memory did not suffice."""
+        self._between_steps()
+        return self._step()
+
+    def _step(self) -> Step | None:
         core = self._engine.core
         in_flight = versions.steps_in_flight(core)
         begins = bool(core.scheduler.has_requests())
@@ -104,7 +115,7 @@ class StepMeter:
             self._engine.abort(request_id)
         self._known.clear()
         while self._engine.has_work():
-            self.step()
+            self._step()
 
     def serves(self, request_ids: Iterable[str]) -> bool:
         """True while one of these requests has not ended."""

@@ -152,7 +152,13 @@ def device_s(content: Content) -> float:
     )
 
 
-def run(engine: TimedEngine, *points: Point, limit_s: float = 1e9, keep: Keep = lambda steps: None) -> Measured:
+def run(
+    engine: TimedEngine,
+    *points: Point,
+    limit_s: float = 1e9,
+    keep: Keep = lambda steps: None,
+    between_steps: Callable[[], None] = lambda: None,
+) -> Measured:
     return measure(
         engine,  # type: ignore[arg-type]
         points,
@@ -161,6 +167,7 @@ def run(engine: TimedEngine, *points: Point, limit_s: float = 1e9, keep: Keep = 
         clock=engine.clock,
         progress=lambda done, total: None,
         keep=keep,
+        between_steps=between_steps,
     )
 
 
@@ -266,6 +273,24 @@ def test_what_was_measured_before_an_engine_dies_has_been_kept() -> None:
         run(engine, *points, keep=keep)
     assert kept == run(TimedEngine(ahead=True), *in_order(points)[:2]).medians
     assert len(kept) == 4
+
+
+@given(ahead=st.booleans(), steps=st.integers(0, 40))
+def test_a_measurement_that_ends_between_two_steps_leaves_an_idle_engine(ahead: bool, steps: int) -> None:
+    engine, left = TimedEngine(ahead=ahead), steps
+
+    def end() -> None:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise KeyboardInterrupt
+
+    points = [Point(decodes=4, context_tokens=64, prompts=1, chunk_tokens=chunk, chunks=2) for chunk in (16, 32, 48)]
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, *points, between_steps=end)
+    assert not engine.requests
+    assert not engine.has_work()
+    assert run(engine, points[0]).medians
 
 
 def room(engine: TimedEngine) -> Room:

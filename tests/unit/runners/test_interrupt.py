@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from runners import interrupt
+
+
+@pytest.fixture(autouse=True)
+def _as_python_starts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def _press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_is_raised_when_it_is_asked_for_and_once() -> None:
+    with interrupt.held_back() as raise_noted:
+        raise_noted()
+        _press()
+        with pytest.raises(KeyboardInterrupt):
+            raise_noted()
+        raise_noted()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _hold_back(presses: int, said: list[str], error: Exception | None = None) -> None:
+    with interrupt.held_back():
+        for _ in range(presses):
+            _press()
+        said.append("end")
+        if error:
+            raise error
+
+
+def test_an_interrupt_that_nobody_asked_for_is_raised_at_the_end() -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        _hold_back(1, said)
+    assert said == ["end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_interrupt_is_raised_at_once() -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        _hold_back(2, said)
+    assert not said
+
+
+def test_an_error_is_not_replaced_by_an_interrupt() -> None:
+    with pytest.raises(OSError, match="full"):
+        _hold_back(1, [], OSError("the disk is full"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ignored_interrupts_stay_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupt.held_back() as raise_noted:
+        _press()
+        raise_noted()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
