@@ -111,6 +111,8 @@ def test_what_was_measured_until_an_interruption_is_fitted(how: signal.Signals, 
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        # A shell starts what runs in the background with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     profile = tmp_path / "outputs" / "profile" / "half"
     begun_s = time.monotonic()
