@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from llumnix.errors import ConfigError
-from runners import config, provenance
+from runners import config, interrupt, provenance
 from runners.bisection import last_that_holds
 from runners.command_line import one_sentence
 from runners.job import OUTPUTS, run
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         question = Question.parse(words)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with interrupt.not_replaced(), initialize_config_dir(str(CONF), version_base="1.3"):
             return _answer(question)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _say(one_sentence(error), USAGE)

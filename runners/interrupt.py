@@ -1,10 +1,28 @@
-"""Ctrl-C that waits for a moment at which it does no harm."""
+"""Ctrl-C where the code that it breaks off does not expect it."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+@contextmanager
+def not_replaced() -> Iterator[None]:
+    """Raise KeyboardInterrupt for an error that an interrupt led to.
+
+    Code that is broken off may fail while it cleans up (omegaconf and hydra do, now and then), and its error then takes
+    the place of the interrupt.
+    """
+    try:
+        yield
+    except Exception as error:
+        before = error.__context__
+        while before is not None:
+            if isinstance(before, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            before = before.__context__
+        raise
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from llumnix.cluster.real.spec import RealEngine
 from llumnix.engines.sim.spec import SimEngine
 from llumnix.engines.stub.spec import StubEngine
 from llumnix.errors import ConfigError, LlumnixError
-from runners import provenance
+from runners import interrupt, provenance
 from runners.command_line import one_sentence
 from runners.config import ServeConfig
 from runners.outcome import Outcome, State
@@ -66,8 +66,9 @@ def run(cfg: DictConfig, *, root: Path, git: Mapping[str, Any] | None, progress:
     if is_excluded(chosen(_overrides(), hydra.runtime.choices), exclude):
         return Outcome(state=State.EXCLUDED, settings=_settings(cfg))
     try:
-        config = OmegaConf.to_object(cfg)
-        resolved: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        with interrupt.not_replaced():
+            config = OmegaConf.to_object(cfg)
+            resolved: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     except (LlumnixError, OmegaConfBaseException, AttributeError) as error:
         return Outcome(state=State.INVALID, settings=_settings(cfg), message=one_sentence(error))
     assert isinstance(config, ServeConfig)
@@ -187,9 +188,10 @@ def _run_locked(
     asked = asked | {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "host": provenance.host()}
     started = time.perf_counter()
     try:
-        requests, result = perform(config, progress)
-        with directory.publishing() as part:
-            _write(part, asked, requests, result, config.slo, started)
+        with interrupt.not_replaced():
+            requests, result = perform(config, progress)
+            with directory.publishing() as part:
+                _write(part, asked, requests, result, config.slo, started)
     except ConfigError as error:
         outcome.state, outcome.message, outcome.directory = State.INVALID, one_sentence(error), ""
     except Exception as error:

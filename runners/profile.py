@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from llumnix.errors import ConfigError
-from runners import config, profile_engine, profile_from
+from runners import config, interrupt, profile_engine, profile_from
 from runners.command_line import is_multirun, one_sentence
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -75,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = not sys.stdout.isatty()
     console = Console(highlight=False, markup=False, soft_wrap=plain, width=200 if plain else None)
     try:
-        for part in profile_from.run(words) if "from" in given else profile_engine.run(words):
-            console.print(part)
+        with interrupt.not_replaced():
+            for part in profile_from.run(words) if "from" in given else profile_engine.run(words):
+                console.print(part)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _say(one_sentence(error), USAGE)
     except KeyboardInterrupt:

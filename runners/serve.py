@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from llumnix.errors import ConfigError
-from runners import config, provenance, report
+from runners import config, interrupt, provenance, report
 from runners.command_line import is_lost_worker, is_multirun, one_sentence, with_multirun
 from runners.job import OUTPUTS, Progress, job_of_sweep, run, shown
 from runners.outcome import Outcome, State
@@ -133,7 +133,8 @@ def _launch() -> tuple[str, int]:
 
 
 def _hydra(task: Callable[[DictConfig], None]) -> None:
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="serve")(task)()
+    with interrupt.not_replaced():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="serve")(task)()
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -25,6 +25,11 @@ real = workload.build
 def build(trace, arrivals, *, qps, **rest):
     if qps == 66:
         raise RuntimeError("boom")
+    if qps == 65:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("not whole")
     if qps == 67:
         time.sleep(0.5)
         os.kill(os.getpid(), 9)
@@ -153,6 +158,15 @@ def test_ctrl_c_leaves_only_whole_results(tmp_path: Path, environment: dict[str,
     assert err == "Interrupted: 1 of 3 runs are done and kept; the same command goes on with the rest.\n"
     assert out == ""
     assert states(tmp_path / "outputs/serve") == ["done"]
+
+
+@pytest.mark.parametrize("words", [["qps=65"], ["-m", "qps=3,65,4", "hydra/launcher=basic"]])
+def test_ctrl_c_is_one_also_where_what_it_breaks_off_fails(tmp_path: Path, serve: Serve, words: list[str]) -> None:
+    done = serve(*words)
+    assert done.returncode == 130
+    assert done.stderr.startswith("Interrupted: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("outputs/serve/runs/*/failure.json"))
 
 
 def test_two_processes_at_one_run_do_the_work_once(tmp_path: Path, environment: dict[str, str]) -> None:

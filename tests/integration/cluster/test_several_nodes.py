@@ -109,7 +109,7 @@ def test_instances_have_the_package_from_the_driver(cluster: RayCluster, package
 
 def test_a_request_visits_all_instances_and_only_nodes_that_are_apart_send_by_ray(cluster: RayCluster) -> None:
     """Blocks go from the source's node to the destination's, and not by the driver's, where the front end is."""
-    stream = submit(cluster, "traveller", tokens=150)
+    stream = submit(cluster, "traveller", tokens=600)  # enough for ten moves on a slow machine
     driver = ray.get_runtime_context().get_node_id()
     carriers = {}
     for source, destination in permutations(range(3), 2):

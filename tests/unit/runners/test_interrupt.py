@@ -15,6 +15,30 @@ def _as_python_starts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def _break_off(first: type[BaseException], *, hide: bool) -> None:
+    with interrupt.not_replaced():
+        try:
+            try:
+                raise first
+            finally:
+                raise AttributeError("not whole")
+        except AttributeError as error:
+            if hide:
+                raise ValueError("says nothing of it") from None
+            raise OSError("the second one") from error
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_an_error_that_an_interrupt_led_to_is_an_interrupt(hide: bool) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _break_off(KeyboardInterrupt, hide=hide)
+
+
+def test_any_other_error_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="nothing of it"):
+        _break_off(RuntimeError, hide=True)
+
+
 def _press() -> None:
     signal.raise_signal(signal.SIGINT)
 
