@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +48,10 @@ Progress = Callable[[int, int], None]
 
 def job_of_sweep(cfg: DictConfig) -> None:
     """Hydra's task function of a sweep, in whatever process: run the job and add its outcome to the sweep's log."""
+    if (
+        multiprocessing.parent_process() is not None
+    ):  # a worker of joblib's pool: Ctrl-C is for who started it, and ends it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = SweepLog.of_this_job()
     if log is None:
         raise ConfigError(

@@ -155,7 +155,8 @@ def test_ctrl_c_leaves_only_whole_results(tmp_path: Path, environment: dict[str,
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err == "Interrupted: 1 of 3 runs are done and kept; the same command goes on with the rest.\n"
+    said = "Interrupted: 1 of 3 runs are done and kept; the same command goes on with the rest.\n"
+    assert err.endswith(said) if launcher == "joblib" else err == said  # a worker that still starts may have its say
     assert out == ""
     assert states(tmp_path / "outputs/serve") == ["done"]
 
