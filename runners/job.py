@@ -48,9 +48,8 @@ Progress = Callable[[int, int], None]
 
 def job_of_sweep(cfg: DictConfig) -> None:
     """Hydra's task function of a sweep, in whatever process: run the job and add its outcome to the sweep's log."""
-    if (
-        multiprocessing.parent_process() is not None
-    ):  # a worker of joblib's pool: Ctrl-C is for who started it, and ends it
+    if multiprocessing.parent_process() is not None:
+        # A worker of joblib's pool: Ctrl-C is for the process that started it, which then ends it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = SweepLog.of_this_job()
     if log is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runners import interrupt
+from runners import capacity, interrupt, profile, profile_engine
 
 
 @pytest.fixture(autouse=True)
@@ -16,27 +16,35 @@ def _as_python_starts() -> Iterator[None]:
 
 
 def _break_off(first: type[BaseException], *, hide: bool) -> None:
-    with interrupt.not_replaced():
+    """Fail as code does that is broken off by `first`, and fails again in cleaning up."""
+    try:
         try:
-            try:
-                raise first
-            finally:
-                raise AttributeError("not whole")
-        except AttributeError as error:
-            if hide:
-                raise ValueError("says nothing of it") from None
-            raise OSError("the second one") from error
+            raise first
+        finally:
+            raise AttributeError("not whole")
+    except AttributeError as error:
+        if hide:
+            raise ValueError("says nothing of it") from None
+        raise OSError("the second one") from error
 
 
 @pytest.mark.parametrize("hide", [True, False])
 def test_an_error_that_an_interrupt_led_to_is_an_interrupt(hide: bool) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupt.not_replaced():
         _break_off(KeyboardInterrupt, hide=hide)
 
 
 def test_any_other_error_stays_what_it_is() -> None:
-    with pytest.raises(ValueError, match="nothing of it"):
+    with pytest.raises(ValueError, match="nothing of it"), interrupt.not_replaced():
         _break_off(RuntimeError, hide=True)
+
+
+def test_commands_end_as_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile_engine, "run", lambda *_: _break_off(KeyboardInterrupt, hide=True))
+    assert profile.main(["engine=vllm"]) == 130
+    monkeypatch.setattr(capacity, "_answer", lambda *_: _break_off(KeyboardInterrupt, hide=True))
+    assert capacity.main(["slo.ttft_p99_s=5"]) == 130
+    assert capsys.readouterr().err.count("Interrupted") == 2
 
 
 def _press() -> None:
