@@ -104,16 +104,18 @@ def _decodes_and_prompts(path: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_what_was_measured_until_an_interruption_is_fitted(how: signal.Signals, tmp_path: Path, vllm: None) -> None:
     words = [*ENGINE, "kv_blocks=400", "block_size_tokens=32", "max_num_seqs=32", "repeats=40", "name=half"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runners.profile", *words],
-        cwd=tmp_path,
-        env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        # A shell starts what runs in the background with interrupts ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    progress = tmp_path / "progress.txt"
+    with progress.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runners.profile", *words],
+            cwd=tmp_path,
+            env=os.environ | QUIET | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            # A shell starts what runs in the background with interrupts ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     profile = tmp_path / "outputs" / "profile" / "half"
     begun_s = time.monotonic()
     while min(_decodes_and_prompts(profile / "unfinished_steps.csv")) < 9:
@@ -122,6 +124,8 @@ def test_what_was_measured_until_an_interruption_is_fitted(how: signal.Signals, 
         time.sleep(0.05)
     process.send_signal(how)
     said, _ = process.communicate(timeout=60)
+    assert "0/" in progress.read_text()
+    assert not re.search(r"\b(\d+)/\1 points measured", progress.read_text())  # it did not go on to its end first
     assert not (profile / "steps.parquet").exists()
     if how is signal.SIGINT:
         assert process.returncode == 130
