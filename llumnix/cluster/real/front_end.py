@@ -69,6 +69,7 @@ class Life:
     preemptions: int = 0
     preemption_loss_s: float = 0.0
     preempted_since_s: float | None = None
+    step_s: float = 0.0  # of the step that made its last token
     migrations: int = 0
     migration_downtime_s: float = 0.0
     migration_gap_s: float = 0.0
@@ -444,9 +445,10 @@ class FrontEnd:
         elif life.last_token_s is not None:
             life.max_token_gap_s = max(life.max_token_gap_s or 0.0, now_s - life.last_token_s)
         if life.preempted_since_s is not None:
-            life.preemption_loss_s += max(0.0, now_s - life.preempted_since_s - chunk.step_s)
+            life.preemption_loss_s += max(0.0, now_s - life.preempted_since_s - life.step_s)
             life.preempted_since_s = None
         life.last_token_s = now_s
+        life.step_s = chunk.step_s
 
     def _moved(self, moved: Moved) -> None:
         with self._lock:
@@ -479,10 +481,13 @@ class FrontEnd:
     def _note(self, notice: Notice) -> None:
         with self._lock:
             self.notices.append(notice)
-            stream = self._streams.get(notice.request_id or "")
-            if notice.kind == "preempt" and stream is not None:
-                stream.life.preemptions += 1
-                stream.life.preempted_since_s = notice.time_s
+            if notice.kind != "preempt" or notice.request_id is None:
+                return
+            stream = self._streams.get(notice.request_id)
+            life = self._ended.get(notice.request_id) if stream is None else stream.life
+            if life is not None:
+                life.preemptions += 1
+                life.preempted_since_s = notice.time_s
 
     # --- faults
 

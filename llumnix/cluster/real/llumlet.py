@@ -418,8 +418,6 @@ class Llumlet:
         self._steps_done += bool(result.scheduled)
         if self._steps is not None and result.scheduled:
             self._steps.append(Step(now_s, step_s, len(result.scheduled), sum(result.scheduled.values())))
-        for request_id in result.preempted:
-            items.append(Notice(now_s, "preempt", self.instance_id, request_id))
         for request_id in result.scheduled:
             if (here := self._state.here.get(request_id)) is not None:
                 here.exec_s += step_s
@@ -447,11 +445,19 @@ class Llumlet:
             here.exec_s = 0.0
             if output.finish_reason is not None:
                 del self._state.here[output.request_id]
+        # Behind the tokens: where steps are planned ahead, the one before still yields a token of who is preempted.
+        items += [self._preempted(request_id, now_s - step_s) for request_id in result.preempted]
         self.outbox.put(items)
         for check in list(self.after_step):  # first: a frozen request waits for it
             check(self._engine)
         self.push(not self._engine.has_work())
         self._report_if_due()
+
+    def _preempted(self, request_id: str, planned_s: float) -> Notice:
+        """The preemption of a request by the step planned at `planned_s`, or since its last token if that came later."""
+        here = self._state.here.get(request_id)
+        last_token_s = None if here is None else here.last_token_s
+        return Notice(max(planned_s, last_token_s or 0.0), "preempt", self.instance_id, request_id)
 
     def _when_idle(self) -> None:
         for check in list(self.after_step):

@@ -83,6 +83,27 @@ def test_many_migrations_and_thaws_change_no_token(tmp_path: Path, runner: int) 
     assert set(ended) <= {"moved", "thaw", "it is not here", "it left this instance less than a step ago", "finished"}
 
 
+def test_the_last_token_of_a_preempted_request_comes_with_the_word_that_it_is_preempted(
+    tmp_path: Path, runner: int
+) -> None:
+    """What a preemption costs is counted from that word on: no token may come between it and the next step with it."""
+    one = engine(tmp_path, runner, kv_blocks=12)
+    for asked in (request("r0", 30, max_tokens=300), request("r1", 30, max_tokens=300)):
+        one.add(asked)
+    waiting: set[str] = set()
+    in_flight = waited = 0
+    while one.has_work():
+        result = one.step()
+        delivered = {output.request_id for output in result.outputs}
+        waiting -= set(result.scheduled)
+        assert not waiting & delivered
+        waited += len(waiting)
+        in_flight += len(delivered.intersection(result.preempted))
+        waiting.update(result.preempted)
+    assert in_flight >= 1
+    assert waited > 10
+
+
 def _freeze_and_thaw(cluster: Cluster, request_id: str, at: int) -> bool:
     one = cluster.engines[at]
     if one.refusal(request_id) is not None:

@@ -75,7 +75,7 @@ class FakeEngine:
     def __init__(
         self, blocks: int = 64, max_running: int = 16, step_s: float = 0.001, *, steps_ahead: bool = False
     ) -> None:
-        self.steps_ahead = steps_ahead  # a request that is frozen is in one more step
+        self.steps_ahead = steps_ahead  # a request that is frozen or preempted is in one more step
         self.step_s = step_s
         self.max_running = max_running
         self.migration_unsupported: str | None = None
@@ -290,6 +290,10 @@ class FakeEngine:
                 item.table += self._take(1)
                 continue
             victim = max((r for r in self.running if not r.frozen), key=lambda r: r.order)
+            if self.steps_ahead and victim is not item and len(victim.table) * BLOCK_TOKENS > victim.computed:
+                self._decode(victim, result)
+            if victim not in self.running:
+                continue
             self._remove(victim, AbortReason.preempted)
             victim.computed = 0
             self.waiting.append(victim)

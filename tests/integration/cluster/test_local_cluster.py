@@ -102,6 +102,24 @@ def test_back_and_forth_under_load() -> None:
         no_leak(cluster)
 
 
+@pytest.mark.parametrize("steps_ahead", [False, True])
+def test_a_preemption_costs_the_time_until_it_goes_on_whatever_its_step_in_flight_still_yields(
+    steps_ahead: bool,
+) -> None:
+    step_s = 0.01
+    with LocalCluster(1, build=lambda _: FakeEngine(blocks=16, step_s=step_s, steps_ahead=steps_ahead)) as cluster:
+        first = cluster.submit(0, tokens=50, prompt=4)
+        wait_until(lambda: len(first.tokens) >= 1)
+        second = cluster.submit(1, tokens=40, prompt=4)
+        for stream in (first, second):
+            assert_exact(stream)
+        assert (first.life.preemptions, first.life.preemption_loss_s) == (0, 0.0)
+        assert second.life.preemptions >= 1
+        # It waits until the first one ends, 20 steps or more.
+        assert second.life.preemption_loss_s > 15 * step_s
+        assert second.life.preemption_loss_s == pytest.approx(second.life.max_token_gap_s - step_s, abs=0.1)
+
+
 def test_a_wrong_block_would_be_noticed() -> None:
     with LocalCluster(2) as cluster:
         stream, source = start_one(cluster)
