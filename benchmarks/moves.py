@@ -2,8 +2,9 @@
 
 Two instances, each with `beside` requests that decode all the time. One more request, the youngest, moves from one to
 the other and back, `moves` times for each length and way. Gap: from its last token at the source to its first at the
-destination, as their engines made them. Slow-down: steps that overlap a move, against those of the same instance and
-the same batch that do not. Moves are ordered one by one; the global scheduler is up, but starts none.
+destination, as their engines made them. Slow-down of the requests beside it: the time from the end of a step to the end
+of the next, where a move lies in it, against the same of the same instance and batch where none does. It so contains
+what an engine does for a move between two steps. Moves are ordered one by one; the global scheduler starts none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,11 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All moves of one length and way; the gap as median, least and most. `slowdown` is a ratio of mean step times."""
+    """All moves of one length and way; the gap as median, least and most.
+
+    `step_ms` and `slowdown` are of times from step end to step end; the latter, a ratio of means over `slowdown_steps`
+    steps with a move in them, is NaN if nothing decodes beside it.
+    """
 
     length: int
     way: str
@@ -118,7 +124,8 @@ def measure(setting: Setting) -> tuple[list[Moved], list[Summary]]:
             for length in (int(word) for word in setting.lengths.split(",")):
                 cluster.begin_run(scheduler, record_steps=True)
                 found = list(_moves(cluster, setting, engines, length, way))
-                summaries.append(_summary(found, [instance.steps() for instance in cluster.instances]))
+                steps = [instance.steps() for instance in cluster.instances]
+                summaries.append(_summary(found, steps, beside=setting.beside))
                 moved += found
                 print(_line(summaries[-1]), flush=True)
     return moved, summaries
@@ -171,21 +178,22 @@ def _await_tokens(stream: Stream, tokens: int, limit_s: float) -> None:
         time.sleep(0.002)
 
 
-def _summary(moved: Sequence[Moved], steps: Sequence[Sequence[Step]]) -> Summary:
+def _summary(moved: Sequence[Moved], steps: Sequence[Sequence[Step]], *, beside: int) -> Summary:
     gaps = [one.gap_ms for one in moved]
     during: dict[tuple[int, int], list[float]] = defaultdict(list)
     apart: dict[tuple[int, int], list[float]] = defaultdict(list)
     for instance_id, of_instance in enumerate(steps):
-        for step in of_instance:
-            if step.tokens != step.batch or not moved[0].start_s < step.end_s < moved[-1].end_s:
+        for before, step in pairwise(of_instance):
+            decodes = step.tokens == step.batch and before.tokens == before.batch
+            if not decodes or not moved[0].start_s < before.end_s < step.end_s < moved[-1].end_s:
                 continue  # a prefill, or before and after the moves
-            overlaps = any(one.start_s < step.end_s and step.end_s - step.duration_s < one.end_s for one in moved)
-            (during if overlaps else apart)[instance_id, step.batch].append(1000 * step.duration_s)
+            overlaps = any(one.start_s < step.end_s and before.end_s < one.end_s for one in moved)
+            (during if overlaps else apart)[instance_id, step.batch].append(1000 * (step.end_s - before.end_s))
     # Batches differ by the request that moves: only equal ones are compared.
     ratios = [
         (len(during[key]), statistics.fmean(during[key]) / statistics.fmean(apart[key]))
         for key in during
-        if len(apart[key]) >= 10
+        if beside and len(apart[key]) >= 10
     ]
     counted = sum(count for count, _ in ratios)
     step_ms = statistics.median(value for values in apart.values() for value in values)
@@ -205,11 +213,11 @@ def _summary(moved: Sequence[Moved], steps: Sequence[Sequence[Step]]) -> Summary
 
 def _line(one: Summary) -> str:
     middle, low, high = one.gap_ms
+    others = f"other steps {100 * (one.slowdown - 1):+.1f} % ({one.slowdown_steps})" if one.slowdown_steps else "alone"
     return (
         f"{one.way:>9} {one.length:>6} tokens: step {one.step_ms:5.1f} ms, "
         f"gap {middle:6.1f} [{low:.1f}, {high:.1f}] ms, beyond a step {one.beyond_step_ms:5.1f} ms, "
-        f"downtime {one.downtime_ms:5.1f} ms, other steps {100 * (one.slowdown - 1):+.1f} % "
-        f"({one.slowdown_steps}), {one.carrier}"
+        f"downtime {one.downtime_ms:5.1f} ms, {others}, {one.carrier}"
     )
 
 

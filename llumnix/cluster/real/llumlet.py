@@ -454,7 +454,7 @@ class Llumlet:
         self._report_if_due()
 
     def _preempted(self, request_id: str, planned_s: float) -> Notice:
-        """The preemption of a request by the step planned at `planned_s`, or since its last token if that came later."""
+        """Preempted by the step planned at `planned_s`, or since its last token, if that came later."""
         here = self._state.here.get(request_id)
         last_token_s = None if here is None else here.last_token_s
         return Notice(max(planned_s, last_token_s or 0.0), "preempt", self.instance_id, request_id)
