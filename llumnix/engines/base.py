@@ -237,11 +237,8 @@ class Engine(Protocol):
     def extend(self, request_id: str, blocks: int) -> bool:
         """Set `blocks` more aside; False if there is no room (what was reserved stays until `cancel`)."""
 
-    def expect(self, request_id: str, limit_s: float) -> None:
-        """Be ready for the commit of a request that arrives, at most for `limit_s`: whoever plans steps ahead does not.
-
-        It could join only the step after those that have been planned.
-        """
+    def expect(self, request_id: str) -> None:
+        """Be ready for the commit of a request that arrives: it comes any moment. An idle engine may warm up for it."""
 
     def write_blocks(self, request_id: str, first_block: int, parcels: Sequence[Parcel]) -> Ready:
         """Fill reserved blocks from `first_block` on. Steps go on meanwhile; `commit` orders itself behind the copy.

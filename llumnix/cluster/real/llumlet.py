@@ -47,9 +47,6 @@ log = logging.getLogger(__name__)
 REMEMBERED = 10_000
 """How many outdated requests an instance remembers, so that a message about one that comes late is refused."""
 
-LANDS_WITHIN_S = 0.1
-"""How long an engine plans no step ahead for a request whose last stage does not come: a few steps of a source."""
-
 _TWO_STAGES = MigrationPolicy()
 
 
@@ -271,7 +268,7 @@ class Llumlet:
 
         def expect(engine: Engine) -> None:
             if self._expected(request_id, tag) is not None:
-                engine.expect(request_id, LANDS_WITHIN_S)
+                engine.expect(request_id)
 
         self.thread.post(expect)
 

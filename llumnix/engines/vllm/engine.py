@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -147,13 +146,10 @@ class VllmEngine:
         """Run one step of the core; with asynchronous scheduling its outputs are those of an earlier one."""
         if not self.has_work():
             return StepResult()
-        if self._unsupported is None:
-            self._scheduler.finishing = bool(self._core.batch_queue) and self._scheduler.expects(time.monotonic())
         outputs, executed = self._core.step_fn()
         self._core.post_step(executed)
         result = StepResult(outputs=self._translate(outputs or {}))
         if self._unsupported is None:
-            self._scheduler.finishing = False
             result.scheduled.update(self._scheduler.scheduled_tokens)
             result.preempted.extend(self._scheduler.preempted_ids)
             self._scheduler.scheduled_tokens = {}
@@ -301,10 +297,9 @@ class VllmEngine:
         """Set `blocks` more aside; False if there is no room."""
         return request_id in self._scheduler.arriving and bool(self._scheduler.extend(request_id, blocks))
 
-    def expect(self, request_id: str, limit_s: float) -> None:
-        """Plan no step ahead until the request has come, at most for `limit_s`; an idle engine warms up meanwhile."""
-        expected = self._unsupported is None and self._scheduler.expect(request_id, time.monotonic() + limit_s)
-        if expected and not self.has_work():
+    def expect(self, request_id: str) -> None:
+        """Warm up for the request, if idle."""
+        if self._unsupported is None and request_id in self._scheduler.arriving and not self.has_work():
             # The first step after a pause takes its processor longest. So there is one before, of no request, as vLLM's
             # data-parallel engines make when only others have work.
             self._core.execute_dummy_batch()

@@ -30,14 +30,10 @@ class Leaving:
 
 @dataclass(slots=True)
 class Arriving:
-    """A request on its way in, with blocks for `blocks` blocks' worth of tokens set aside.
-
-    Until `expected_until_s` (monotonic) it may come any moment.
-    """
+    """A request on its way in, with blocks for `blocks` blocks' worth of tokens set aside."""
 
     request: Any
     blocks: int
-    expected_until_s: float = 0.0
 
 
 class Migrating:
@@ -49,7 +45,6 @@ class Migrating:
         self.arriving: dict[str, Arriving] = {}
         self.scheduled_tokens: dict[str, int] = {}
         self.preempted_ids: list[str] = []
-        self.finishing = False  # steps in flight are to end before the next one is planned
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Schedule as vLLM does, and note what was scheduled and who was preempted."""
@@ -57,10 +52,6 @@ class Migrating:
         self.scheduled_tokens = dict(output.num_scheduled_tokens)
         self.preempted_ids.extend(output.preempted_req_ids or ())
         return output
-
-    def has_requests(self) -> bool:
-        """Tell the core whether there is anything to schedule: nothing, while it is to finish the steps in flight."""
-        return not self.finishing and bool(super().has_requests())  # type: ignore[misc]
 
     # --- source
 
@@ -180,17 +171,6 @@ class Migrating:
             versions.keep_from_zeroing(self, request_id)
         arriving.blocks += blocks
         return True
-
-    def expect(self: Any, request_id: str, until_s: float) -> bool:
-        """Note that a request on its way in may come any moment; False if it is not on its way."""
-        if request_id not in self.arriving:
-            return False
-        self.arriving[request_id].expected_until_s = until_s
-        return True
-
-    def expects(self: Any, now_s: float) -> bool:
-        """Tell whether any request may come any moment."""
-        return any(arriving.expected_until_s > now_s for arriving in self.arriving.values())
 
     def block_ids(self: Any, request_id: str) -> list[int]:
         """Return the physical blocks of a request, in the order of its tokens."""

@@ -224,7 +224,7 @@ class FakeEngine:
         self.arriving[request_id].table += self._take(blocks)
         return True
 
-    def expect(self, request_id: str, limit_s: float) -> None:
+    def expect(self, request_id: str) -> None:
         assert request_id in self.arriving
 
     def carriers_from(self, departure: Departure) -> tuple[str, ...]:
