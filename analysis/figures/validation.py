@@ -85,18 +85,18 @@ def samples(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(points: pd.DataFrame, paper: pd.DataFrame, synthetic: set[str]) -> Figure:
-    """Left the latencies, real and simulated; right how far the simulated ones are off; below preemptions and moves."""
+    """Each latency, real and simulated, over how far the simulated one is off; below them preemptions and moves."""
     pairs = _pairs(points)
-    figure = Figure(figsize=(5.0 + 0.75 * len(pairs), 13.0), layout="constrained")
-    axes = figure.subplots(4, 2, sharex=True)
-    for latency, (left, right) in zip(LATENCIES, axes[:3], strict=True):
-        _latencies(left, points, pairs, latency)
-        _errors(right, points, pairs, latency)
-    for count, ax in zip(COUNTS, axes[3], strict=True):
+    figure = Figure(figsize=(4.0 + 0.31 * len(pairs), 19.0), layout="constrained")
+    axes = figure.subplots(2 * len(LATENCIES) + len(COUNTS), 1, sharex=True)
+    for place, latency in enumerate(LATENCIES):
+        _latencies(axes[2 * place], points, pairs, latency)
+        _errors(axes[2 * place + 1], points, pairs, latency)
+    for count, ax in zip(COUNTS, axes[-len(COUNTS) :], strict=True):
         _counts(ax, points, pairs, count)
     names = [f"{row}\n{series}" for row, series in pairs]
-    for ax in axes[3]:
-        ax.set_xticks(range(len(pairs)), names, rotation=90, fontsize=8.5)
+    axes[-1].set_xticks(range(len(pairs)), names, rotation=90, fontsize=8.5)
+    axes[-1].set_xlim(-0.7, len(pairs) - 0.3)
     handles = [
         Line2D([], [], ls="", color=COLOURS[name], marker=MARKERS[name], mew=0, label=name) for name in STATISTICS
     ]

@@ -448,7 +448,7 @@ class VllmEngine:
 
 def _start(options: VllmOptions, *, with_migration: bool) -> Any:
     """Start an EngineCore: with stock scheduler and worker, or with ours over them."""
-    arguments = options.engine_arguments()
+    arguments = versions.watermark(options.watermark_fraction) | options.engine_arguments()
     if with_migration:
         arguments["worker_extension_cls"] = "llumnix.engines.vllm.worker.LlumnixWorker"
     config = versions.lookup("vllm.EngineArgs")(**arguments).create_engine_config()

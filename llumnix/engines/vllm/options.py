@@ -14,8 +14,8 @@ class VllmOptions:
 
     `model` is a directory or a name that vLLM can load. `high_priority_first` puts high-priority requests before
     normal ones in the queue, and makes them the last to be preempted; without it, requests queue in order of arrival.
-    `watermark_fraction` of the blocks stays free when a request arrives by migration. `arguments` are further
-    arguments of vLLM's EngineArgs, by name, and win over everything else.
+    `watermark_fraction` of the blocks stays free when a request is admitted beside others or arrives by migration.
+    `arguments` are further arguments of vLLM's EngineArgs, by name, and win over everything else.
     """
 
     model: str
@@ -30,7 +30,7 @@ class VllmOptions:
     tensor_parallel: int = 1
     prefix_caching: bool = False
     high_priority_first: bool = True
-    watermark_fraction: float = 0.01
+    watermark_fraction: float = 0.0
     migration: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
 

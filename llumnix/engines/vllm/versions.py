@@ -112,6 +112,11 @@ def final_tokens(request: Any) -> int:
     return max(0, int(request.num_computed_tokens) - int(request.num_in_flight_tokens))
 
 
+def watermark(fraction: float) -> dict[str, float]:
+    """Return the argument of EngineArgs that keeps blocks free at admission; none where there is no such argument."""
+    return {"watermark": fraction} if "watermark" in lookup("vllm.EngineArgs").__dataclass_fields__ else {}
+
+
 # --- the scheduler's queues
 
 
