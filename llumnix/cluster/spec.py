@@ -12,8 +12,8 @@ class ClusterSpec:
     """`instances` identical engines.
 
     `kv_blocks` is the number of KV-cache blocks of one instance; None takes the number measured for the model on the
-    GPU (StepCost.kv_blocks). `watermark_fraction` of the blocks stays free when requests are admitted (the paper's vLLM:
-    1 %, today's: none).
+    GPU (StepCost.kv_blocks). `watermark_fraction` of the blocks stays free when requests are admitted (vLLM in the
+    paper's time: 1 %, today: none).
     """
 
     name: str = ""

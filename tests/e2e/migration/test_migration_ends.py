@@ -262,6 +262,20 @@ def test_the_source_dies_and_the_destination_frees_what_it_reserved(engines: tup
     cluster.assert_clean()
 
 
+@pytest.mark.parametrize(("watermark", "running"), [(0.0, 2), (0.5, 1)])
+def test_a_request_is_admitted_beside_another_where_the_watermark_stays_free(
+    engine_of: Make, watermark: float, running: int
+) -> None:
+    one = engine_of("watermark", kv_blocks=40, watermark_fraction=watermark)
+    cluster = Cluster(one)
+    for asked in (request("r0", 10 * BLOCK), request("r1", 10 * BLOCK)):
+        one.add(asked)
+    cluster.step_until(3, ["r0"])
+    assert one.load(0, draining=False).running == running
+    cluster.drain()
+    assert set(cluster.delivered.finished) == {"r0", "r1"}
+
+
 def test_the_request_is_preempted_meanwhile(engine_of: Make) -> None:
     a, b = (engine_of(name, kv_blocks=33) for name in "ab")
     requests = [request(f"r{i}", 6 * BLOCK, max_tokens=100) for i in range(4)]

@@ -55,3 +55,13 @@ def test_each_version_has_its_queue_for_waiters_with_blocks() -> None:
     versions.forget_deferral(older, 1)
     versions.forget_deferral(newer, 1)
     assert newer.deferred_waiting == {2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "argument"), [({"watermark": 1, "model": 2}, {"watermark": 0.1}), ({"model": 2}, {})]
+)
+def test_a_vllm_without_a_watermark_is_asked_for_none(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, int], argument: dict[str, float]
+) -> None:
+    monkeypatch.setattr(versions, "lookup", lambda path: SimpleNamespace(__dataclass_fields__=fields))
+    assert versions.watermark(0.1) == argument
