@@ -82,6 +82,11 @@ def test_decode_steps_are_those_begun_while_the_first_stage_was_copied(tmp_path:
     assert (fig10.DOWNTIME, "Normal") not in found
 
 
+def test_a_step_of_a_real_engine_lasts_since_the_end_of_the_one_before(tmp_path: Path) -> None:
+    found = values(run(tmp_path / "a", "llumnix", engine="vllm"))  # the step from 2.05 s on ends at 2.104 s
+    assert found[fig10.DECODE, "Migration"] == pytest.approx(1000 * (2.104 - 2.042))
+
+
 def test_a_downtime_is_also_told_in_normal_decode_steps_of_its_own_length(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a", "replay"), run(tmp_path / "b", fig10.STILL)]
     assert values(*runs)[fig10.LOST, "Recompute"] == pytest.approx(13.0 / 53.0)
