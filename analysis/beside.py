@@ -21,14 +21,17 @@ def system(runs: pd.DataFrame) -> pd.Series:
 
 def _system(run: dict[str, Any], usual_blocks: pd.Series) -> str:
     count = int(run["config.cluster.instances"])
-    words = [f"{count} instance{'s' if count > 1 else ''}", str(run["config.gpu.label"])]
-    share = run.get("config.engine.num_gpus")
-    if not pd.isna(share) and 0 < share < 1:
-        words.append(f"{1 / share:.0f} per GPU")
+    words = [f"{count} instance{'s' if count > 1 else ''}", gpu(run)]
     blocks = run["config.cluster.kv_blocks"]
     if not pd.isna(blocks) and blocks not in usual_blocks.to_numpy():
         words.append(f"{int(blocks)} KV blocks")
     return ", ".join(words)
+
+
+def gpu(run: dict[str, Any]) -> str:
+    """The GPU of each instance, and how many share one; the label of a simulated GPU that is shared says so itself."""
+    share, label = run.get("config.engine.num_gpus"), str(run["config.gpu.label"])
+    return label if pd.isna(share) or not 0 < share < 1 else f"{label}, {1 / share:.0f} per GPU"
 
 
 def frame(runs: pd.DataFrame, row: pd.Series, x: pd.Series, metrics: Mapping[str, str]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from analysis import load, pairs
+from analysis import beside, load, pairs
 from analysis.style import GREY
 
 EXPERIMENT = "payoff"
@@ -192,9 +192,7 @@ def _of_pair(with_it: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]
 
 
 def _system(run: dict[str, Any]) -> str:
-    share = run.get("config.engine.num_gpus", 1)
-    gpu = f"1/{1 / share:.0f} {run['config.gpu.label']}" if 0 < share < 1 else run["config.gpu.label"]
-    return f"{run['config.cluster.instances']:g} x {gpu}, {run['config.model.label']}"
+    return f"{run['config.cluster.instances']:g} x {beside.gpu(run)}, {run['config.model.label']}"
 
 
 def _room_class(room: float) -> int:
@@ -218,13 +216,13 @@ def _map(ax: Axes, cells: dict[tuple[int, float, str], Point], rooms: Sequence[i
     ax.grid(visible=False)
 
 
-def _write(ax: Axes, x: int, y: int, point: Point, beside: Point | None) -> None:
+def _write(ax: Axes, x: int, y: int, point: Point, below: Point | None) -> None:
     certain = point["n"] > 1 and not point["ci_low"] <= 0 <= point["ci_high"]
     ink = "white" if abs(point["value"]) > 0.6 * MOST else INK if abs(point["value"]) < 0.5 and not certain else "black"
     weight = "bold" if certain else "normal"
     ax.text(x, y + 0.1, f"{2 ** point['value']:.2g}x", ha="center", va="center", fontsize=9, color=ink, weight=weight)
-    if beside is not None:
-        ax.text(x, y - 0.3, f"{2 ** beside['value']:.2f}x", ha="center", va="center", fontsize=6.5, color=ink)
+    if below is not None:
+        ax.text(x, y - 0.3, f"{2 ** below['value']:.2f}x", ha="center", va="center", fontsize=6.5, color=ink)
 
 
 def _cells(points: pd.DataFrame, system: str, trace: str) -> dict[tuple[int, float, str], Point]:

@@ -246,7 +246,7 @@ def test_real_pairs_name_the_file_that_they_served_and_their_part_of_a_gpu(
         make_pair_run(scheduler, 1.0)
         make_pair_run(scheduler, 1.0, sha="b", engine=half, groups=served, arrivals={"name": "recorded"})
     found = samples(tmp_path)
-    real = found[found["row"] == "2 x 1/2 A10, LLaMA-7B, real engines"]
+    real = found[found["row"] == "2 x A10, 2 per GPU, LLaMA-7B, real engines"]
     assert {*real["series"]} == {"azure, room 50"}
     figure = payoff.draw(aggregate(found), pd.DataFrame(), set())
     assert [ax.get_title().splitlines()[1] for ax in figure.axes if ax.get_title()] == [
