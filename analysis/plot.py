@@ -187,4 +187,5 @@ def _write(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with words.interruptible():
+        main()

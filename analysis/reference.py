@@ -58,4 +58,5 @@ def _small(picture: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    with words.interruptible():
+        main()

@@ -125,4 +125,5 @@ def _cell(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with words.interruptible():
+        main()

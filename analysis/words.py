@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
 
-USAGE = 2
+USAGE, INTERRUPTED = 2, 130
 
 
 def parse(
@@ -40,6 +41,16 @@ def stop(message: str) -> NoReturn:
     """End the program: one sentence to standard error, exit code 2."""
     sys.stderr.write(message + "\n")
     raise SystemExit(USAGE)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the program on Ctrl-C with one word to standard error, exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def console() -> Console:
