@@ -38,13 +38,13 @@ class Trap:
         """Return what the engine of an instance has to call with every step."""
 
         def at(step: str) -> None:
-            if not self._set.exists() or self._set.read_text() != step:
-                return
             mine = self.directory / f"instance-{instance_id}"
             try:
+                if self._set.read_text() != step:
+                    return
                 self._set.rename(mine)
             except FileNotFoundError:
-                return  # another one was first
+                return  # nothing is set, or another one was first
             mine.write_text(json.dumps(instance_id))
             mine.rename(self._held)
             end_s = time.monotonic() + HELD_S
