@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 from fake_engine import BLOCK_TOKENS, FakeEngine, expected_tokens
 from local import Link, LocalCluster, assert_exact, no_leak, wait_until
+from standstill import Standstill
 from watched import WatchedFake
 
 from llumnix.cluster.real.front_end import Stream
@@ -23,6 +24,9 @@ from llumnix.policies.migration import MigrationPolicy
 
 LIMITS = Limits(control_s=0.6, copy_s=0.6, migration_s=5.0, poll_s=0.03, step_s=0.6, reservation_s=0.5, start_s=10.0)
 POLICY = MigrationPolicy(max_stages=8, last_stage_max_blocks=1)
+
+STOOD_STILL_S = 0.25  # half of the shortest of these limits
+ATTEMPTS = 3
 
 SOURCE, DESTINATION = 0, 1
 MOVED = 99  # the last to arrive, and so the first to be preempted
@@ -271,6 +275,19 @@ CELLS = [
 
 @pytest.mark.parametrize(("fault", "step", "ending", "on_loss"), CELLS, ids=str)
 def test_cell(fault: str, step: str, ending: str, on_loss: OnLoss) -> None:
+    """What fails while the whole process stands still says nothing, since limits run out by that: it is tried again."""
+    for attempt in range(ATTEMPTS):
+        standstill = Standstill()
+        try:
+            with standstill:
+                try_cell(fault, step, ending, on_loss)
+            return
+        except AssertionError:
+            if standstill.longest_s < STOOD_STILL_S or attempt == ATTEMPTS - 1:
+                raise
+
+
+def try_cell(fault: str, step: str, ending: str, on_loss: OnLoss) -> None:
     hit = {SOURCE} if fault in HITS_SOURCE else {DESTINATION} if fault in HITS_DESTINATION else set()
     with LocalCluster(
         3,
